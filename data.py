@@ -1,0 +1,323 @@
+"""Long-tailed datasets, transforms and loading. Paper: Sec. 4.1, augmentation of reference [19].
+
+    python data.py --data imagenet_lt --root DIR [--check]       # what to look at before a long run
+    python data.py --make my_lt --from DIR                       # cut a long-tailed set from DIR/CLASS/*.jpg
+
+A dataset NAME is glyphs_lt (drawn in memory), cifar10_lt, cifar100_lt, or any for which the lists
+ROOT/NAME_{train,val,test}.txt exist (case ignored): one `PATH LABEL` a line, paths relative to ROOT.
+"""
+import argparse
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, ImageDraw, ImageFont
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_image, read_file
+from torchvision.transforms import v2
+
+GLYPHS = "0123456789ABCDEFGHJKLMNPQRSTUVWXYZabdefghjmnqrty&@#%?"  # no look-alikes such as O, o, 0
+SPLITS = "train", "val", "test"
+
+
+class InputError(ValueError):
+    """A user's mistake, in one line; of a loader worker's traceback only the last line is kept."""
+
+    def __init__(self, message):
+        super().__init__(str(message).strip().splitlines()[-1].split("InputError: ")[-1])
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):  # argparse prints its usage first; one line says enough
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
+def run(main):
+    """Run a script; a mistake in its input is one line on stderr and exit status 1, never a traceback."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"{os.path.basename(sys.argv[0])}: {error}")
+
+
+# ------------------------------------------------------------------------------ images
+
+def read_image(path):
+    """Decode one image file to uint8 [3, H, W]. Raises InputError with its path."""
+    try:
+        try:
+            image = decode_image(read_file(path), ImageReadMode.RGB)
+        except RuntimeError:  # BMP and TIFF are Pillow's
+            image = Image.open(path)
+            if image.mode.startswith("I"):  # 16 bits, which convert() would clip
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = v2.functional.pil_to_tensor(image.convert("RGB"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image file") from None
+    except Exception as error:
+        raise InputError(f"{path}: not a readable image ({type(error).__name__})") from None
+    return v2.functional.to_dtype(image, torch.uint8, scale=True)
+
+
+def transforms(name, size, train):
+    """From uint8 [3, H, W] to uint8 [3, size, size]: that of [19] for photographs, None for glyphs."""
+    if name == "glyphs_lt":
+        return None
+    if name.startswith("cifar"):
+        return v2.Compose([v2.RandomCrop(size, padding=4), v2.RandomHorizontalFlip()]) if train else None
+    if train:
+        return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4)])
+    return v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
+
+
+class LongTailed(Dataset):
+    """A split. images: uint8 [N, 3, H, W], or the N paths as a NumPy array of bytes (worker processes
+    would copy a list of str, see pytorch issue 13246); labels: int [N]; N_c: images per class, int [C]."""
+
+    def __init__(self, images, labels, transform=None):
+        self.images, self.labels, self.transform = images, torch.as_tensor(labels), transform
+        self.N_c = np.bincount(labels)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        image = self.images[i] if torch.is_tensor(self.images) else read_image(os.fsdecode(self.images[i]))
+        return self.transform(image) if self.transform else image, self.labels[i]
+
+    def __getitems__(self, draws):
+        """A batch, uint8 [B, 3, H, W] and int [B], of (index, key) pairs: an image's key seeds its augmentation."""
+        indices, keys = map(list, zip(*draws))
+        if self.transform is None:
+            return self.images[indices], self.labels[indices]
+        images = []
+        for i, key in draws:
+            torch.default_generator.manual_seed(key)
+            images.append(self[i][0])
+        return torch.stack(images), self.labels[indices]
+
+
+def identity(batch):
+    return batch
+
+
+def loader(dataset, draws, workers, cuda):
+    """DataLoader over `draws`, an iterable of lists of (index, key). In memory without transform: no workers."""
+    workers = workers if dataset.transform else 0
+    return DataLoader(dataset, batch_sampler=draws, num_workers=workers, collate_fn=identity, pin_memory=cuda)
+
+
+# ------------------------------------------------------------------------------ datasets
+
+def pareto(C, N_max, N_min, alpha=6):
+    """Sec. 4.1: images per class, int [C], N(x) = N_max x^-alpha at C even steps of x from N_max to N_min."""
+    x = np.linspace(1, (N_max / N_min) ** (1 / alpha), C)
+    return np.rint(N_max * x ** -alpha).astype(int)
+
+
+def exponential(C, N_max, imbalance):
+    """The field's rule for CIFAR-LT: images per class, int [C], N_max mu^(c / (C - 1)), mu = 1 / imbalance."""
+    return (N_max * (1 / imbalance) ** (np.arange(C) / (C - 1))).astype(int)
+
+
+def draw_glyphs(N_c, rng):
+    """N_c[c] pictures of each character: uint8 [N, 3, 32, 32], and their labels, int [N]."""
+    labels = np.repeat(np.arange(len(N_c)), N_c)
+    N, font, shapes = len(labels), ImageFont.load_default(60), []
+    for glyph in GLYPHS:  # at three times the size, to be box-filtered
+        shapes.append(Image.new("L", (96, 96)))
+        ImageDraw.Draw(shapes[-1]).text((48, 48), glyph, fill=255, font=font, anchor="mm")
+    angle, shear = np.deg2rad(rng.uniform(-20, 20, N)), rng.uniform(-0.3, 0.3, N)
+    cos, sin = np.array([np.cos(angle), np.sin(angle)]) / rng.uniform(0.8, 1.25, N)
+    x, y = 48 + 96 * rng.uniform(-0.12, 0.12, (2, N))  # where the centre goes
+    a, b, d, e = cos, shear * cos - sin, sin, shear * sin + cos  # from output to input, as Pillow wants it
+    maps = np.stack([a, b, 48 - a * x - b * y, d, e, 48 - d * x - e * y], 1)
+    ink = np.stack([np.asarray(shapes[label].transform((96, 96), Image.AFFINE, affine, Image.BILINEAR).reduce(3))
+                    for label, affine in zip(labels, maps)])[:, None] / np.float32(255)
+    colours = rng.uniform(0, 255, (N, 2, 3))
+    while (dull := np.abs(np.diff(colours.mean(2))[:, 0]) < 90).any():  # paper and ink: 90 grey levels apart
+        colours[dull] = rng.uniform(0, 255, (dull.sum(), 2, 3))
+    paper, tint = colours.astype(np.float32).transpose(1, 0, 2)[..., None, None]
+    x, y, r, shade = rng.uniform([[0], [0], [4], [-25]], [[32], [32], [10], [25]], (4, N))[..., None, None]
+    disc = shade * ((np.arange(32) - x) ** 2 + (np.arange(32)[:, None] - y) ** 2 < r * r)
+    images = paper + ink * (tint - paper) + disc[:, None] + rng.normal(0, 6, (N, 1, 32, 32))
+    return torch.from_numpy(images.clip(0, 255).astype(np.uint8)), labels
+
+
+def glyphs_lt(seed=0):
+    """The embedded default: 53 characters, 5 to 500 training images each, 20 for val and 40 for test."""
+    rng, C = np.random.default_rng(seed), len(GLYPHS)
+    return [draw_glyphs(N_c, rng) for N_c in (exponential(C, 500, 100), [20] * C, [40] * C)]
+
+
+def cifar_lt(name, root, imbalance, download):
+    """Long-tailed CIFAR; val is up to a tenth of N_max a class of the training images that are left over."""
+    try:
+        archive = torchvision.datasets.CIFAR10 if name == "cifar10_lt" else torchvision.datasets.CIFAR100
+        train, test = (archive(root, train, download=download) for train in (True, False))
+    except (RuntimeError, OSError) as error:
+        hint = "the download failed" if download else "add --download, or unpack it there"
+        raise InputError(f"{archive.__name__} is not in {root}: {hint} ({str(error).splitlines()[0]})") from None
+    y, N_max = np.array(train.targets), len(train) // len(train.classes)
+    N_c, rng = exponential(len(train.classes), N_max, imbalance), np.random.default_rng(0)
+    drawn = [rng.permutation(np.flatnonzero(y == c)) for c in range(len(N_c))]
+    pick = [np.concatenate([i[:n] for i, n in zip(drawn, N_c)]),
+            np.concatenate([i[n:n + N_max // 10] for i, n in zip(drawn, N_c)])]
+    sets = [(train.data[i], y[i]) for i in pick] + [(test.data, test.targets)]
+    return [(torch.from_numpy(images).permute(0, 3, 1, 2), labels) for images, labels in sets]
+
+
+def find_lists(root):
+    """The lists in `root`, as {lower-case file name: file name}."""
+    if not os.path.isdir(root):
+        raise InputError(f"{root}: no such folder; give the one that holds the lists and images with --root")
+    return {f.lower(): f for f in os.listdir(root) if f.lower().endswith(tuple(f"_{s}.txt" for s in SPLITS))}
+
+
+def read_list(path):
+    """One `PATH LABEL` a line: paths and labels. Raises InputError with file and line number."""
+    paths, labels = [], []
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, 1):
+            image, _, label = line.strip().replace("\t", " ").rpartition(" ")
+            if not line.strip():
+                continue
+            if not image or not label.isdecimal():
+                raise InputError(f"{path}:{number}: {line.strip()[:80]!r} is not `PATH LABEL` with a label of 0 or more")
+            paths.append(os.fsencode(os.path.join(os.path.dirname(path), image.strip())))
+            labels.append(int(label))
+    if not labels:
+        raise InputError(f"{path}: the list is empty")
+    return np.array(paths), labels
+
+
+def image_lists(name, root):
+    """The three lists ROOT/NAME_{train,val,test}.txt."""
+    found, sets = find_lists(root), []
+    for split in SPLITS:
+        file = f"{name}_{split}.txt".lower()
+        if file not in found:
+            names = sorted({f.rpartition("_")[0] for f in found})
+            raise InputError(f"unknown dataset {name!r}: no {os.path.join(root, file)}; "
+                             f"there are glyphs_lt, cifar10_lt, cifar100_lt{''.join(', ' + n for n in names)}")
+        path = os.path.join(root, found[file])
+        images, labels = read_list(path)
+        if split == "train":
+            classes = sorted(set(labels))
+            for c, label in enumerate(classes):
+                if label != c:
+                    raise InputError(f"{path}: class {c} has no training image, though there is a class {classes[-1]}")
+        for i in range(len(labels)):
+            if labels[i] >= len(classes):
+                raise InputError(f"{path}: {os.fsdecode(images[i])} has label {labels[i]}, but training has only "
+                                 f"classes 0 to {len(classes) - 1}")
+        sets.append((images, labels))
+    return sets
+
+
+def load(name, root="data", size=224, imbalance=100, download=False):
+    """{"train", "val", "test": LongTailed} for dataset `name`; images are `size` pixels square. Raises InputError."""
+    name = name.lower()
+    sets = (glyphs_lt() if name == "glyphs_lt" else
+            cifar_lt(name, root, imbalance, download) if name in ("cifar10_lt", "cifar100_lt") else
+            image_lists(name, root))
+    return {split: LongTailed(images, labels, transforms(name, size, split == "train"))
+            for split, (images, labels) in zip(SPLITS, sets)}
+
+
+# ------------------------------------------------------------------------------ command line
+
+def shots(N_c):
+    """Sec. 4.2: {"Many": bool [C], "Medium": ..., "Low": ...} by training images per class N_c, int [C]."""
+    N_c = np.asarray(N_c)
+    return {"Many": N_c >= 100, "Medium": (N_c > 20) & (N_c < 100), "Low": N_c <= 20}
+
+
+def describe(sets):
+    """Print what a person checks before a long run."""
+    for split, dataset in sets.items():
+        n = dataset.N_c
+        print(f"{split:6}{len(dataset):9,} images{(n > 0).sum():7,} classes   smallest: class {n.argmin()} with "
+              f"{n.min():,}, largest: class {n.argmax()} with {n.max():,}")
+    n = sets["train"].N_c
+    for shot, mask in shots(n).items():
+        print(f"{shot:6}{n[mask].sum():9,} images{mask.sum():7,} classes")
+
+
+def check(sets):
+    """Decode every listed image; print those that fail, and raise InputError with their number."""
+    def error(path):
+        try:
+            read_image(os.fsdecode(path))
+        except InputError as error:
+            return str(error)
+
+    paths = [path for dataset in sets.values() if not torch.is_tensor(dataset.images) for path in dataset.images]
+    with ThreadPoolExecutor() as pool:
+        errors = [message for message in pool.map(error, paths) if message]
+    print(*errors, f"{len(paths) - len(errors):,} of {len(paths):,} image files decode", sep="\n")
+    if errors:
+        raise InputError(f"{len(errors)} image files are missing or broken, see above")
+
+
+def make(name, source, root, alpha, N_max, N_min, n_val, n_test, seed):
+    """Sec. 4.1: cut a long-tailed set from source/CLASS/*: balanced test and val first, then the Pareto rule
+    over a shuffled order of the classes. Writes ROOT/NAME_{train,val,test}.txt, nothing shared between them."""
+    ends = ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"
+    if not os.path.isdir(source):
+        raise InputError(f"{source}: no such folder")
+    classes = sorted(entry.name for entry in os.scandir(source) if entry.is_dir())
+    if len(classes) < 2:
+        raise InputError(f"{source}: needs a folder of images for each of two or more classes")
+    files = [os.path.join(root, f"{name}_{split}.txt") for split in SPLITS]
+    for file in filter(os.path.exists, files):
+        raise InputError(f"{file} exists; take another name or remove it")
+    rng, lists = np.random.default_rng(seed), ([], [], [])
+    counts = pareto(len(classes), N_max, N_min, alpha)[rng.permutation(len(classes))]
+    for label, (folder, N_c) in enumerate(zip(classes, counts)):
+        images = sorted(f for f in os.listdir(os.path.join(source, folder)) if f.lower().endswith(ends))
+        if len(images) < N_c + n_val + n_test:
+            raise InputError(f"class {folder} has {len(images)} images, fewer than the {N_c} + {n_val} + {n_test} asked "
+                             f"of it for train, val and test")
+        cut = np.split(rng.permutation(images), [n_test, n_test + n_val, n_test + n_val + N_c])
+        for lines, part in zip(lists, (cut[2], cut[1], cut[0])):
+            lines += [f"{os.path.relpath(os.path.join(source, folder, image), root)} {label}\n" for image in part]
+    for file, lines in zip(files, lists):
+        with open(file, "w", encoding="utf-8", errors="surrogateescape") as out:
+            out.writelines(lines)
+        print(f"{file}: {len(lines):,} images")
+
+
+def main(argv=None):
+    parser = Parser(description="Describe a dataset, or make a long-tailed one from a folder of images.")
+    add = parser.add_argument
+    add("--data", default="glyphs_lt", metavar="NAME", help="dataset (default: glyphs_lt)")
+    add("--root", metavar="DIR", help="folder with the lists and images (default: data; of --make: its --from)")
+    add("--check", action="store_true", help="also decode every listed image")
+    add("--imbalance", type=float, default=100, help="N_max / N_min of CIFAR-LT (default: 100)")
+    add("--download", action="store_true", help="fetch CIFAR first")
+    add("--make", metavar="NAME", help="write ROOT/NAME_{train,val,test}.txt from the images of --from")
+    add("--from", dest="source", metavar="DIR", help="one folder of images a class")
+    add("--alpha", type=float, default=6, help="of the Pareto rule (default: 6)")
+    add("--max", type=int, default=1280, help="training images of the largest class (default: 1280)")
+    add("--min", type=int, default=5, help="... and of the smallest (default: 5)")
+    add("--val", type=int, default=20, help="validation images per class (default: 20)")
+    add("--test", type=int, default=50, help="test images per class (default: 50)")
+    add("--seed", type=int, default=0, help="of the choice of images and of the order of classes (default: 0)")
+    args = parser.parse_args(argv)
+    if args.make:
+        if not args.source or not 0 < args.min <= args.max or args.alpha <= 0 or min(args.val, args.test, args.seed) < 0:
+            parser.error("--make needs --from DIR, 0 < --min <= --max, --alpha > 0, and --val, --test, --seed of 0 or more")
+        root = args.root or args.source
+        return make(args.make, args.source, root, args.alpha, args.max, args.min, args.val, args.test, args.seed)
+    sets = load(args.data, args.root or "data", imbalance=args.imbalance, download=args.download)
+    describe(sets)
+    if args.check:
+        check(sets)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,359 @@
+"""Training: the weighted-loss loop, Algorithm 1 and Eq. 2. Paper: Secs. 3.4 and 4.4.
+
+    python train.py                                                      # glyphs_lt: minutes on a CPU
+    python train.py --data imagenet_lt --arch resnet10 --root DIR        # the paper's Table 1, on one GPU
+    torchrun --nproc_per_node=8 train.py --data imagenet_lt --root DIR   # the same on 8 GPUs (add --nnodes ...)
+    python train.py --resume runs/RUN/last.pt                            # go on where a run was stopped
+"""
+import argparse
+import datetime
+import io
+import json
+import math
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn import SyncBatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from data import InputError, Parser, loader, run
+from evaluate import LAYOUT, evaluate, load_checkpoint, load_data, shot_accuracy, show, use_bf16
+from model import ARCHS, Model
+from sampler import JointBatchSampler
+
+# Sec. 4.4 and, where it is silent, reference [19]; a flag wins over its dataset's row, and that over DEFAULTS.
+DEFAULTS = dict(data="glyphs_lt", root="data", arch="resnet10", lambdas=[0.5, 1.0, 1.0], Z=4, batch_size=128, epochs=90,
+                lr=0.1, lr_pretrained=0.001, momentum=0.9, weight_decay=5e-4, size=224, imbalance=100.0, seed=0, amp=True,
+                pretrained=False, small_stem=False, rotation_augmentation=False, init=None)
+RECIPES = {
+    "glyphs_lt": dict(epochs=9, lr=0.05, size=32),
+    "imagenet_lt": dict(epochs=90, lr=0.1),
+    "places_lt": dict(epochs=90, lr=0.1),
+    "places_lt resnet152": dict(epochs=30, pretrained=True),
+    "cifar10_lt": dict(epochs=200, size=32, small_stem=True),
+    "cifar100_lt": dict(epochs=200, size=32, small_stem=True),
+    "tinyimagenet_lt": dict(epochs=90, size=64),
+}
+
+
+RETURN = "\r\033[K" * sys.stdout.isatty()  # a terminal's progress line is rewritten
+
+
+# ------------------------------------------------------------------------------ Algorithm 1, lines 9-11
+
+def rotate(B, theta):
+    """Line 9: image i of B [B, 3, H, H] turned by theta[i] x 90 degrees counter-clockwise; theta: int [B], 0..3."""
+    turned = torch.stack([B.rot90(quarter, (2, 3)) for quarter in range(4)])
+    return turned[theta, torch.arange(len(B), device=B.device)]
+
+
+def losses(phi, h, h_a, h_s, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, lambdas):
+    """Lines 9-11 and Eq. 2: L_Final, and l_CBS [S], l_RRS [S], l_SS [2S] per image, whose means the paper weighs.
+
+    B_CBS, B_RRS: images [S, 3, H, H]; Y_CBS, Y_RRS: int [S]; theta: int [2S], 0..3.
+    A branch whose lambda is 0 is not computed; its batch may be empty.
+    """
+    lambda_1, lambda_2, lambda_3 = lambdas
+    B = torch.cat([B_CBS, B_RRS])
+    B_theta = rotate(B, theta) if lambda_3 else B[:0]                                                     # line 9
+    f_CBS, f_RRS, f_theta = phi(torch.cat([B, B_theta])).split([len(B_CBS), len(B_RRS), len(B_theta)])
+    off = torch.zeros(1, device=B.device)
+    l_CBS = F.cross_entropy(h(f_CBS), Y_CBS, reduction="none") if lambda_1 else off                       # line 10
+    l_RRS = F.cross_entropy(h_a(f_RRS), Y_RRS, reduction="none") if lambda_2 else off                     # line 10
+    l_SS = F.cross_entropy(h_s(f_theta), theta, reduction="none") if lambda_3 else off                    # line 11
+    L_Final = lambda_1 * l_CBS.mean() + lambda_2 * l_RRS.mean() + lambda_3 * l_SS.mean()                  # line 11, Eq. 2
+    return L_Final, l_CBS, l_RRS, l_SS
+
+
+# ------------------------------------------------------------------------------ a run and its folder
+
+def method(recipe):
+    """The paper's name of what a recipe trains."""
+    name = "+".join(n for n, weight in zip(("CBS", "RRS", "SS"), recipe["lambdas"]) if weight)
+    name = "ft" * bool(recipe["init"]) + (name if "+" in name else f"{name}-Only")
+    return name + "+rotation" * recipe["rotation_augmentation"]
+
+
+def write(path, data):
+    """Save bytes completely or not at all: written beside, flushed, renamed. Raises InputError."""
+    try:
+        with open(f"{path}.tmp", "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(f"{path}.tmp", path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be saved ({error.strerror}); what was saved before is untouched") from None
+
+
+def save(out, checkpoint):
+    """record.csv, class_loss.csv (for Figure 2), then last.pt: complete files at any moment."""
+    rows = [list(checkpoint["record"][0])] + [list(row.values()) for row in checkpoint["record"]] if checkpoint["record"] else []
+    losses = [["epoch", "sampler", *range(len(checkpoint["N_c"]))]]
+    losses += [[epoch, name, *(f"{x:.4f}" for x in mean.tolist())] for epoch, means in
+               enumerate(checkpoint["class_loss"], 1) for name, mean in zip(("CBS", "RRS"), means)]
+    for name, table in (("record", rows), ("class_loss", losses)):
+        write(os.path.join(out, f"{name}.csv"), "".join(",".join(map(str, line)) + "\n" for line in table).encode())
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write(os.path.join(out, "last.pt"), buffer.getbuffer())
+
+
+def build(recipe, C, checkpoint, device, world):
+    """Model and SGD optimiser, new, from --init (phi alone, Table 3), or as a checkpoint left them."""
+    torch.manual_seed(recipe["seed"])
+    try:
+        model = Model(recipe["arch"], C, recipe["pretrained"] and not checkpoint, recipe["small_stem"],
+                      "h" if recipe["lambdas"][0] else "h_a")
+    except (ValueError, OSError) as error:  # no such weights, or no network to fetch them
+        raise InputError(f"--arch {recipe['arch']}: {error}") from None
+    if recipe["init"] and not checkpoint:
+        source = load_checkpoint(recipe["init"])["model"]
+        try:
+            model.phi.load_state_dict({k.removeprefix("phi."): v for k, v in source.items() if k.startswith("phi.")})
+        except RuntimeError:
+            raise InputError(f"--init {recipe['init']}: its phi is not that of {recipe['arch']}") from None
+    if checkpoint:
+        model.load_state_dict(checkpoint["model"])
+    model.to(device)
+    if world > 1 and device.type == "cuda":
+        model = SyncBatchNorm.convert_sync_batchnorm(model)
+    old = [p for name, p in model.phi.named_parameters() if recipe["pretrained"] and ".fc." not in name]
+    new = [p for p in model.parameters() if all(p is not q for q in old)]
+    groups = [dict(params=new, peak=recipe["lr"])] + [dict(params=old, peak=recipe["lr_pretrained"])] * bool(old)
+    optimizer = torch.optim.SGD(groups, recipe["lr"], recipe["momentum"], weight_decay=recipe["weight_decay"], fused=True)
+    if checkpoint:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    return model, optimizer
+
+
+def draws(sampler, mine, seed):
+    """The images `mine` of each batch of a sampler, each with the key that seeds its augmentation: [(index, key)]."""
+    for m, B in enumerate(sampler, sampler.start + 1):
+        keys = np.random.default_rng([seed, 2, m]).integers(2 ** 32, size=len(B)).tolist()
+        yield [(B[i], keys[i]) for i in mine]
+
+
+def check_finite(window, m, out):
+    """The losses [.., 3] of the iterations up to m, on the host. Raises InputError where one is not finite."""
+    window = torch.stack(window).cpu()
+    bad = (~window.isfinite()).any(1).nonzero()
+    if len(bad):
+        i = bad[0].item()
+        raise InputError("l_CBS {:.4g}, l_RRS {:.4g}, l_SS {:.4g} at iteration {}: not finite; the last good checkpoint is "
+                         "{}; try a lower --lr".format(*window[i].tolist(), m - len(window) + 1 + i, f"{out}/last.pt"))
+    return window
+
+
+# ------------------------------------------------------------------------------ the loop
+
+def train(recipe, out, checkpoint, workers, save_every, compile):
+    """Algorithm 1 by `recipe`, in folder `out`, from the start or from `checkpoint`; alone or under torchrun."""
+    world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    say = print if rank == 0 else lambda *args, **kwargs: None
+
+    sets = load_data(recipe, checkpoint and checkpoint["N_c"])
+    labels, N_c = sets["train"].labels.numpy(), sets["train"].N_c
+    S, Z, seed, lambdas, C = recipe["batch_size"], recipe["Z"], recipe["seed"], recipe["lambdas"], len(N_c)
+    if S % (world * Z):
+        raise InputError(f"S = {S} images are not whole classes of Z = {Z} for each of {world} processes; "
+                         f"--batch-size {S // (world * Z) * world * Z or world * Z} would be")
+    model, optimizer = build(recipe, C, checkpoint, device, world)
+    phi, h, h_a, h_s = model.phi, model.h, model.h_a, model.h_s
+    if compile:
+        phi.compile()
+    if world > 1:
+        phi, h, h_a, h_s = (DistributedDataParallel(module) if used else module
+                            for module, used in zip((phi, h, h_a, h_s), (1, *lambdas)))
+    amp = use_bf16(device, recipe["amp"])
+    steps = len(labels) // S  # iterations an epoch
+    M, start = recipe["epochs"] * steps, checkpoint["m"] if checkpoint else 0
+    sampler = JointBatchSampler(labels, S, Z, M, seed, start, lambdas[0] > 0, lambdas[1] > 0)
+    n = S * len(sampler.samplers)
+    mine = torch.arange(n).view(-1, world, S // world)[:, rank].flatten()  # this process's share of every batch
+    sizes = [S // world if weight else 0 for weight in lambdas[:2]]
+    batches = loader(sets["train"], draws(sampler, mine.tolist(), seed), workers, device.type == "cuda")
+    mine, generator = mine.to(device), torch.Generator(device)
+    # Since the epoch began: sums of l_CBS, l_RRS, l_SS; by sampler and class, sums of losses and images (Fig. 2).
+    sums, class_sums = torch.zeros(3, device=device), torch.zeros(2, 2, C, device=device)
+    record, class_loss, window, stop = [], [], [], []
+    if checkpoint:
+        record, class_loss = checkpoint["record"], checkpoint["class_loss"]
+        if rank == 0:
+            sums += checkpoint["sums"].to(device)
+            class_sums += checkpoint["class_sums"].to(device)
+
+    def total(x):
+        x = x.detach().clone()
+        if world > 1:
+            dist.all_reduce(x)
+        return x.cpu()
+
+    def keep(m):
+        state = dict(layout=LAYOUT, recipe=recipe, method=method(recipe), m=m, model=model.state_dict(), N_c=N_c.tolist(),
+                     optimizer=optimizer.state_dict(), predict_with=model.predict_with, sums=total(sums) / world,
+                     class_sums=total(class_sums), record=record, class_loss=class_loss)
+        if rank == 0:
+            save(out, state)
+
+    say(f"{method(recipe)} on {recipe['data']}: {len(labels):,} images of {C} classes, {world} x {device.type}, "
+        f"{'bfloat16' if amp else 'float32'}, to {out}\n" + ", ".join(f"{k} {v}" for k, v in recipe.items()))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stop.append(number))
+    if not checkpoint:
+        keep(0)
+    began = told = time.perf_counter()
+    m_began = start
+    for m, (B, Y) in enumerate(batches, start + 1):                                                   # line 1
+        for group in optimizer.param_groups:  # Sec. 4.4: cosine schedule
+            group["lr"] = group["peak"] * (1 + math.cos(math.pi * (m - 1) / M)) / 2
+        B, Y = B.to(device, non_blocking=True), Y.to(device, non_blocking=True)
+        (B_CBS, B_RRS), (Y_CBS, Y_RRS) = B.split(sizes), Y.split(sizes)                               # lines 2-8
+        theta = torch.randint(4, (n,), generator=generator.manual_seed((seed << 20) + m), device=device)[mine]
+        if recipe["rotation_augmentation"]:  # Table 5: the rotated twins join the class losses
+            theta_CBS, theta_RRS = theta.split(sizes)
+            B_CBS, Y_CBS = torch.cat([B_CBS, rotate(B_CBS, theta_CBS)]), Y_CBS.repeat(2)
+            B_RRS, Y_RRS = torch.cat([B_RRS, rotate(B_RRS, theta_RRS)]), Y_RRS.repeat(2)
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            L_Final, *l = losses(phi, h, h_a, h_s, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, lambdas)        # lines 9-11
+        optimizer.zero_grad()
+        L_Final.backward()
+        optimizer.step()                                                                              # line 12
+        with torch.no_grad():
+            window.append(torch.stack([x.mean() for x in l]))
+            sums += window[-1]
+            for table, y, x in zip(class_sums, (Y_CBS, Y_RRS), l):
+                if len(y):
+                    table.index_add_(1, y, torch.stack([x, torch.ones_like(x)]))
+        epoch, now = -(-m // steps), time.perf_counter()
+        stopping = stop if world == 1 else m % 10 == 0 and total(torch.tensor(float(len(stop)), device=device)) > 0
+        if now - told > (1 if sys.stdout.isatty() else 30) or m % steps == 0 or m % (save_every or M) == 0 or stopping:
+            l_CBS, l_RRS, l_SS = check_finite(window, m, out).mean(0).tolist()
+            window, told = [], time.perf_counter()
+            speed = (m - m_began) / (told - began)
+            say(f"{RETURN}epoch {epoch}/{recipe['epochs']}  iteration {m}/{M}  l_CBS {l_CBS:.3f}  l_RRS {l_RRS:.3f}  "
+                f"l_SS {l_SS:.3f}  {speed * n:,.0f} images/s  {datetime.timedelta(seconds=int((M - m) / speed))} left",
+                end="" if RETURN else "\n", flush=True)
+        if m % steps == 0:
+            counts = evaluate(model, sets["val"], device, amp, workers, rank, world)
+            model.train()
+            accuracy = shot_accuracy(counts, N_c)
+            mean = (total(sums) / world / steps).tolist()
+            record.append(dict(epoch=epoch, iteration=m, lr=optimizer.param_groups[0]["lr"], l_CBS=mean[0], l_RRS=mean[1],
+                               l_SS=mean[2], L_Final=float(np.dot(lambdas, mean)), images_per_second=speed * n,
+                               **{f"val_{shot.lower()}": float(a) for shot, a in accuracy.items()}))
+            class_loss.append(torch.div(*total(class_sums).unbind(1)))
+            sums.zero_(), class_sums.zero_()
+            say(f"{RETURN}epoch {epoch}/{recipe['epochs']}  val  " + "  ".join(f"{k} {v:.1f}" for k, v in accuracy.items()))
+            began, m_began = time.perf_counter(), m
+        if m % steps == 0 or m % (save_every or M) == 0 or stopping:
+            keep(m)
+        if stopping:
+            say(f"{RETURN}stopped at iteration {m} of {M}, saved; go on with: python train.py --resume {out}/last.pt",
+                file=sys.stderr)
+            sys.exit(128 + (stop or [signal.SIGTERM])[0])
+                                                                                                      # line 13
+    counts = evaluate(model, sets["test"], device, amp, workers, rank, world)
+    say(f"test accuracy after iteration {M}")
+    if rank == 0:
+        show(shot_accuracy(counts, N_c), counts)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+# ------------------------------------------------------------------------------ command line
+
+def at_least(kind, low):
+    """An argparse type: a finite number of 0, 1, ... or more."""
+    def parse(text):
+        value = kind(text)
+        if not low <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of {low} or more")
+        return value
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def parse(argv):
+    """Flags to (recipe, out, checkpoint, options). Only flags that were given are in `given`."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    argument_default=argparse.SUPPRESS)
+    add, switch = parser.add_argument, argparse.BooleanOptionalAction
+    whole, real = at_least(int, 1), at_least(float, 0)
+    add("--data", metavar="NAME", help="glyphs_lt, cifar10_lt, cifar100_lt, or a NAME with lists in --root (glyphs_lt)")
+    add("--root", metavar="DIR", help="folder of ROOT/NAME_{train,val,test}.txt and the images (data)")
+    add("--arch", choices=ARCHS, help="feature extractor phi (resnet10)")
+    add("--lambdas", nargs=3, type=real, metavar=("L1", "L2", "L3"), help="weights of l_CBS, l_RRS, l_SS (0.5 1 1)")
+    add("--Z", type=whole, help="images per class in B_CBS (4)")
+    add("--batch-size", type=whole, metavar="S", help="images in each of B_CBS and B_RRS, over all processes (128)")
+    add("--epochs", type=whole, help="passes of RRS over the training set (90, or the dataset's recipe)")
+    add("--lr", type=real, help="learning rate at the start of the cosine (0.1, or the recipe's)")
+    add("--lr-pretrained", type=real, metavar="LR", help="learning rate of pre-trained weights (0.001)")
+    add("--momentum", type=real, help="of SGD (0.9)")
+    add("--weight-decay", type=real, metavar="W", help="of SGD (0.0005)")
+    add("--size", type=at_least(int, 32), help="side of a training image in pixels (224, or the recipe's)")
+    add("--imbalance", type=at_least(float, 1), help="N_max / N_min of CIFAR-LT (100)")
+    add("--seed", type=at_least(int, 0), help="of weights, batches, augmentation and rotation (0)")
+    add("--amp", action=switch, help="bfloat16 autocast where the hardware has it (on)")
+    add("--pretrained", action=switch, help="phi from torchvision's ImageNet weights (on for resnet152 on places_lt)")
+    add("--small-stem", action=switch, help="3 x 3 stem without max-pooling, for 32-pixel photographs (on for CIFAR)")
+    add("--rotation-augmentation", action=switch, help="Table 5: rotations as augmentation, no l_SS (off)")
+    add("--init", metavar="CHECKPOINT", help="Table 3: phi from another run's last.pt (none)")
+    add("--out", metavar="DIR", help="folder of the run (runs/ and a name made of the recipe)")
+    add("--resume", metavar="CHECKPOINT", help="go on from a run's last.pt, with its recipe")
+    add("--save-every", type=whole, metavar="M", help="also save every M iterations (once an epoch)")
+    add("--workers", type=at_least(int, 0), help="image loading processes (one a core, at most 16)")
+    add("--compile", action="store_true", help="torch.compile phi")
+    given = vars(parser.parse_args(argv))
+    options = dict(save_every=given.pop("save_every", None), compile=given.pop("compile", False),
+                   workers=given.pop("workers", min(16, len(os.sched_getaffinity(0)))))
+    out, resume = given.pop("out", None), given.pop("resume", None)
+    if "root" in given:
+        given["root"] = os.path.abspath(given["root"])
+    if resume:
+        checkpoint = load_checkpoint(resume)
+        recipe = checkpoint["recipe"] | {k: given.pop(k) for k in ("root",) if k in given}
+        for flag, value in given.items():
+            if recipe[flag] != value:
+                parser.error(f"--{flag.replace('_', '-')} {value} contradicts {resume}, which has {recipe[flag]}; "
+                             "leave it out, or start a new run with --out")
+        if out:
+            parser.error("--out contradicts --resume, which goes on in the folder of its checkpoint; leave one out")
+        return recipe, os.path.dirname(resume) or ".", checkpoint, options
+    data, arch = (given.get(k, DEFAULTS[k]) for k in ("data", "arch"))
+    recipe = DEFAULTS | RECIPES.get(data.lower(), {}) | RECIPES.get(f"{data.lower()} {arch}", {}) | given
+    if recipe["rotation_augmentation"]:
+        recipe["lambdas"] = [*recipe["lambdas"][:2], 0.0]
+    if not sum(recipe["lambdas"][:2]):
+        parser.error("--lambdas: L1 and L2 are both 0, so no classifier would be trained")
+    weights = "_".join(f"{weight:g}" for weight in recipe["lambdas"])
+    out = out or f"runs/{data}-{arch}-{method(recipe)}_{weights}-seed{recipe['seed']}"
+    if os.path.exists(os.path.join(out, "last.pt")):
+        parser.error(f"{out} holds a run; go on with it by --resume {out}/last.pt, or choose another folder with --out")
+    return recipe, out, None, options
+
+
+def main(argv=None):
+    recipe, out, checkpoint, options = parse(argv)
+    try:
+        os.makedirs(out, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}") from None
+    write(os.path.join(out, "recipe.json"), json.dumps(recipe, indent=1).encode())
+    train(recipe, out, checkpoint, **options)
+
+
+if __name__ == "__main__":
+    run(main)
