@@ -89,15 +89,15 @@ class LongTailed(Dataset):
         return self.transform(image) if self.transform else image, self.labels[i]
 
     def __getitems__(self, draws):
-        """A batch, uint8 [B, 3, H, W] and int [B], of (index, key) pairs: an image's key seeds its augmentation."""
-        indices, keys = map(list, zip(*draws))
+        """Of (index, key) pairs: images uint8 [B, 3, H, W], labels int [B], and the keys, which seed augmentation."""
+        indices, keys = torch.tensor(draws).unbind(1)
         if self.transform is None:
-            return self.images[indices], self.labels[indices]
+            return self.images[indices], self.labels[indices], keys
         images = []
         for i, key in draws:
             torch.default_generator.manual_seed(key)
             images.append(self[i][0])
-        return torch.stack(images), self.labels[indices]
+        return torch.stack(images), self.labels[indices], keys
 
 
 def identity(batch):

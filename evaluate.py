@@ -50,7 +50,7 @@ def predict(model, dataset, device, amp, workers=0, rank=0, world=1):
     model.eval()
     share = range(rank, len(dataset), world)
     draws = [[(i, 0) for i in share[j:j + 256]] for j in range(0, len(share), 256)]
-    for images, labels in loader(dataset, draws, workers, device.type == "cuda"):
+    for images, labels, _ in loader(dataset, draws, workers, device.type == "cuda"):
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             features = model.phi(images.to(device, non_blocking=True))
             yield features, model.classifier(features).argmax(1), labels.to(device, non_blocking=True)

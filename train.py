@@ -45,7 +45,7 @@ RECIPES = {
 RETURN = "\r\033[K" * sys.stdout.isatty()  # a terminal's progress line is rewritten
 
 
-# ------------------------------------------------------------------------------ Algorithm 1, lines 9-11
+# ------------------------------------------------------------------------------ Algorithm 1
 
 def rotate(B, theta):
     """Line 9: image i of B [B, 3, H, H] turned by theta[i] x 90 degrees counter-clockwise; theta: int [B], 0..3."""
@@ -71,12 +71,37 @@ def losses(phi, h, h_a, h_s, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, lambdas):
     return L_Final, l_CBS, l_RRS, l_SS
 
 
+def algorithm_1(phi, h, h_a, h_s, optimizer, batches, recipe, start, M, device, amp):
+    """Lines 1-13, from iteration start + 1 to M. After each yields m, (l_CBS, l_RRS, l_SS) per image, (Y_CBS, Y_RRS).
+
+    batches: of [B_CBS; B_RRS], their labels, and a random 32-bit key for each image.
+    """
+    sampled = [weight > 0 for weight in recipe["lambdas"][:2]]
+    for m, batch in enumerate(batches, start + 1):                                                        # line 1
+        B, Y, keys = (x.to(device, non_blocking=True) for x in batch)                                     # lines 2-8
+        sizes = [len(B) // sum(sampled) * on for on in sampled]
+        (B_CBS, B_RRS), (Y_CBS, Y_RRS) = B.split(sizes), Y.split(sizes)
+        theta = keys >> 30  # the first two bits: uniform on 0..3
+        if recipe["rotation_augmentation"]:  # Table 5: rotated twins join the class losses
+            theta_CBS, theta_RRS = rotate(B, theta).split(sizes)
+            B_CBS, Y_CBS = torch.cat([B_CBS, theta_CBS]), Y_CBS.repeat(2)
+            B_RRS, Y_RRS = torch.cat([B_RRS, theta_RRS]), Y_RRS.repeat(2)
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            L_Final, *l = losses(phi, h, h_a, h_s, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, recipe["lambdas"])  # lines 9-11
+        for group in optimizer.param_groups:  # Sec. 4.4: cosine schedule
+            group["lr"] = group["peak"] * (1 + math.cos(math.pi * (m - 1) / M)) / 2
+        optimizer.zero_grad()
+        L_Final.backward()
+        optimizer.step()                                                                                  # line 12
+        yield m, [x.detach() for x in l], (Y_CBS, Y_RRS)                                                  # line 13
+
+
 # ------------------------------------------------------------------------------ a run and its folder
 
 def method(recipe):
     """The paper's name of what a recipe trains."""
     name = "+".join(n for n, weight in zip(("CBS", "RRS", "SS"), recipe["lambdas"]) if weight)
-    name = "ft" * bool(recipe["init"]) + (name if "+" in name else f"{name}-Only")
+    name = name if "+" in name else "ftRRS+CBS" if recipe["init"] else f"{name}-Only"
     return name + "+rotation" * recipe["rotation_augmentation"]
 
 
@@ -92,182 +117,178 @@ def write(path, data):
         raise InputError(f"{path}: cannot be saved ({error.strerror}); what was saved before is untouched") from None
 
 
-def save(out, checkpoint):
-    """record.csv, class_loss.csv (for Figure 2), then last.pt: complete files at any moment."""
-    rows = [list(checkpoint["record"][0])] + [list(row.values()) for row in checkpoint["record"]] if checkpoint["record"] else []
-    losses = [["epoch", "sampler", *range(len(checkpoint["N_c"]))]]
-    losses += [[epoch, name, *(f"{x:.4f}" for x in mean.tolist())] for epoch, means in
-               enumerate(checkpoint["class_loss"], 1) for name, mean in zip(("CBS", "RRS"), means)]
-    for name, table in (("record", rows), ("class_loss", losses)):
-        write(os.path.join(out, f"{name}.csv"), "".join(",".join(map(str, line)) + "\n" for line in table).encode())
+def save(out, state):
+    """record.csv and class_loss.csv (Fig. 2: mean loss per class and epoch under either sampler), then last.pt."""
+    losses = [["epoch", "sampler", *range(len(state["N_c"]))]]
+    for epoch, means in enumerate(state["class_loss"], 1):
+        losses += [[epoch, name, *np.round(mean.tolist(), 4)] for name, mean in zip(("CBS", "RRS"), means)]
+    record = [list(row) for row in state["record"][:1]] + [row.values() for row in state["record"]]
+    for name, table in (("record", record), ("class_loss", losses)):
+        write(f"{out}/{name}.csv", "".join(",".join(map(str, row)) + "\n" for row in table).encode())
     buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    write(os.path.join(out, "last.pt"), buffer.getbuffer())
+    torch.save(state, buffer)
+    write(f"{out}/last.pt", buffer.getbuffer())
 
 
-def build(recipe, C, checkpoint, device, world):
-    """Model and SGD optimiser, new, from --init (phi alone, Table 3), or as a checkpoint left them."""
+def build(recipe, C, checkpoint):
+    """Model and SGD optimiser: new, with phi from --init (Table 3), or as a checkpoint left them."""
     torch.manual_seed(recipe["seed"])
     try:
         model = Model(recipe["arch"], C, recipe["pretrained"] and not checkpoint, recipe["small_stem"],
                       "h" if recipe["lambdas"][0] else "h_a")
-    except (ValueError, OSError) as error:  # no such weights, or no network to fetch them
-        raise InputError(f"--arch {recipe['arch']}: {error}") from None
+    except (ValueError, OSError) as error:  # there are no such weights, or no network to fetch them
+        raise InputError(f"--arch {recipe['arch']} --pretrained: {error}") from None
     if recipe["init"] and not checkpoint:
         source = load_checkpoint(recipe["init"])["model"]
         try:
             model.phi.load_state_dict({k.removeprefix("phi."): v for k, v in source.items() if k.startswith("phi.")})
         except RuntimeError:
-            raise InputError(f"--init {recipe['init']}: its phi is not that of {recipe['arch']}") from None
+            raise InputError(f"--init {recipe['init']}: its phi does not fit --arch {recipe['arch']}") from None
     if checkpoint:
         model.load_state_dict(checkpoint["model"])
-    model.to(device)
-    if world > 1 and device.type == "cuda":
-        model = SyncBatchNorm.convert_sync_batchnorm(model)
-    old = [p for name, p in model.phi.named_parameters() if recipe["pretrained"] and ".fc." not in name]
-    new = [p for p in model.parameters() if all(p is not q for q in old)]
-    groups = [dict(params=new, peak=recipe["lr"])] + [dict(params=old, peak=recipe["lr_pretrained"])] * bool(old)
-    optimizer = torch.optim.SGD(groups, recipe["lr"], recipe["momentum"], weight_decay=recipe["weight_decay"], fused=True)
+    if torch.cuda.is_available():
+        model.cuda()
+        if dist.is_initialized():
+            SyncBatchNorm.convert_sync_batchnorm(model)
+    old = {p for name, p in model.phi.named_parameters() if recipe["pretrained"] and ".fc." not in name}
+    groups = [dict(params=[p for p in model.parameters() if (p in old) == pretrained], peak=lr)
+              for pretrained, lr in ((False, recipe["lr"]), (True, recipe["lr_pretrained"]))]
+    optimizer = torch.optim.SGD(groups, 0, recipe["momentum"], weight_decay=recipe["weight_decay"], fused=True)
     if checkpoint:
         optimizer.load_state_dict(checkpoint["optimizer"])
     return model, optimizer
 
 
-def draws(sampler, mine, seed):
-    """The images `mine` of each batch of a sampler, each with the key that seeds its augmentation: [(index, key)]."""
-    for m, B in enumerate(sampler, sampler.start + 1):
-        keys = np.random.default_rng([seed, 2, m]).integers(2 ** 32, size=len(B)).tolist()
-        yield [(B[i], keys[i]) for i in mine]
+# ------------------------------------------------------------------------------ one process or many (torchrun)
 
-
-def check_finite(window, m, out):
-    """The losses [.., 3] of the iterations up to m, on the host. Raises InputError where one is not finite."""
-    window = torch.stack(window).cpu()
-    bad = (~window.isfinite()).any(1).nonzero()
-    if len(bad):
-        i = bad[0].item()
-        raise InputError("l_CBS {:.4g}, l_RRS {:.4g}, l_SS {:.4g} at iteration {}: not finite; the last good checkpoint is "
-                         "{}; try a lower --lr".format(*window[i].tolist(), m - len(window) + 1 + i, f"{out}/last.pt"))
-    return window
-
-
-# ------------------------------------------------------------------------------ the loop
-
-def train(recipe, out, checkpoint, workers, save_every, compile):
-    """Algorithm 1 by `recipe`, in folder `out`, from the start or from `checkpoint`; alone or under torchrun."""
+def processes():
+    """(world, rank, device) of this process."""
     world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
-    if world > 1:
+    if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    say = print if rank == 0 else lambda *args, **kwargs: None
+    return world, rank, device
 
-    sets = load_data(recipe, checkpoint and checkpoint["N_c"])
-    labels, N_c = sets["train"].labels.numpy(), sets["train"].N_c
-    S, Z, seed, lambdas, C = recipe["batch_size"], recipe["Z"], recipe["seed"], recipe["lambdas"], len(N_c)
+
+def total(x):
+    """The sum of a tensor over all processes, on the CPU."""
+    x = x.detach().clone()
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x.cpu()
+
+
+def share(recipe, labels, start, M, world, rank):
+    """The sampler of the batches [B_CBS; B_RRS], the same in every process, and the places of this one's slices."""
+    S, Z, seed, (lambda_1, lambda_2, _) = (recipe[k] for k in ("batch_size", "Z", "seed", "lambdas"))
+    try:
+        sampler = JointBatchSampler(labels, S, Z, M, seed, start, lambda_1 > 0, lambda_2 > 0)
+    except ValueError as error:
+        raise InputError(f"--batch-size {S} --Z {Z}: {error}") from None
     if S % (world * Z):
-        raise InputError(f"S = {S} images are not whole classes of Z = {Z} for each of {world} processes; "
-                         f"--batch-size {S // (world * Z) * world * Z or world * Z} would be")
-    model, optimizer = build(recipe, C, checkpoint, device, world)
-    phi, h, h_a, h_s = model.phi, model.h, model.h_a, model.h_s
-    if compile:
-        phi.compile()
-    if world > 1:
-        phi, h, h_a, h_s = (DistributedDataParallel(module) if used else module
-                            for module, used in zip((phi, h, h_a, h_s), (1, *lambdas)))
-    amp = use_bf16(device, recipe["amp"])
-    steps = len(labels) // S  # iterations an epoch
-    M, start = recipe["epochs"] * steps, checkpoint["m"] if checkpoint else 0
-    sampler = JointBatchSampler(labels, S, Z, M, seed, start, lambdas[0] > 0, lambdas[1] > 0)
-    n = S * len(sampler.samplers)
-    mine = torch.arange(n).view(-1, world, S // world)[:, rank].flatten()  # this process's share of every batch
-    sizes = [S // world if weight else 0 for weight in lambdas[:2]]
-    batches = loader(sets["train"], draws(sampler, mine.tolist(), seed), workers, device.type == "cuda")
-    mine, generator = mine.to(device), torch.Generator(device)
-    # Since the epoch began: sums of l_CBS, l_RRS, l_SS; by sampler and class, sums of losses and images (Fig. 2).
-    sums, class_sums = torch.zeros(3, device=device), torch.zeros(2, 2, C, device=device)
-    record, class_loss, window, stop = [], [], [], []
-    if checkpoint:
-        record, class_loss = checkpoint["record"], checkpoint["class_loss"]
-        if rank == 0:
-            sums += checkpoint["sums"].to(device)
-            class_sums += checkpoint["class_sums"].to(device)
+        raise InputError(f"--batch-size {S} --Z {Z}: {world} processes need a multiple of {world} x {Z} = {world * Z}")
+    return sampler, torch.arange(S * len(sampler.samplers)).view(-1, world, S // world)[:, rank].flatten()
 
-    def total(x):
-        x = x.detach().clone()
-        if world > 1:
-            dist.all_reduce(x)
-        return x.cpu()
+
+def draws(sampler, mine, seed):
+    """The images at places `mine` of each batch, each with the key that seeds its augmentation: [(index, key)]."""
+    for m, B in enumerate(sampler, sampler.start + 1):
+        keys = np.random.default_rng([seed, 2, m]).integers(2 ** 32, size=len(B)).tolist()
+        yield [(B[i], keys[i]) for i in mine.tolist()]
+
+
+# ------------------------------------------------------------------------------ bookkeeping
+
+def check_finite(window, m, out):
+    """The mean losses [3] of the iterations up to m, on the host. Raises InputError where one is not finite."""
+    window = torch.stack(window).cpu()  # the only synchronisation, once a progress line
+    for i, l in enumerate(window, m - len(window) + 1):
+        if not l.isfinite().all():
+            raise InputError("the loss is not finite at iteration {}: l_CBS {:.4g}, l_RRS {:.4g}, l_SS {:.4g}; the last "
+                             "good checkpoint is {}/last.pt; try a lower --lr".format(i, *l.tolist(), out))
+    return window.mean(0).tolist()
+
+
+def end_epoch(state, steps, accuracy, **row):
+    """Append the epoch's row to state["record"], its losses per class to state["class_loss"]; empty the sums."""
+    l = (total(state["sums"]) / steps).tolist()
+    row |= dict(zip(("l_CBS", "l_RRS", "l_SS"), l)) | dict(L_Final=float(np.dot(state["recipe"]["lambdas"], l)))
+    state["record"].append(row | {f"val_{shot}": float(a) for shot, a in accuracy.items()})
+    state["class_loss"].append(torch.div(*total(state["class_sums"]).unbind(1)))
+    state["sums"].zero_(), state["class_sums"].zero_()
+
+
+def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=False):
+    """One run in folder `out`, from the start or from `checkpoint`, alone or under torchrun: Algorithm 1 with
+    progress lines, validation, saving, and the test row at its end."""
+    world, rank, device = processes()
+    say = print if rank == 0 else lambda *args, **kwargs: None
+    sets = load_data(recipe, checkpoint and checkpoint["N_c"])
+    N_c, amp, n_epochs = sets["train"].N_c, use_bf16(device, recipe["amp"]), recipe["epochs"]
+    # sums: l_CBS, l_RRS, l_SS since the epoch began; class_sums: by sampler and class, losses and images (Fig. 2)
+    state = checkpoint or dict(layout=LAYOUT, recipe=recipe, method=method(recipe), m=0, N_c=N_c.tolist(), record=[],
+                               class_loss=[], sums=torch.zeros(3), class_sums=torch.zeros(2, 2, len(N_c)))
+    for name in ("sums", "class_sums"):  # saved over all processes, so only one takes them up again
+        state[name] = state[name].to(device) * (rank == 0)
+    steps, start = len(sets["train"]) // recipe["batch_size"], state["m"]  # iterations of an epoch; done so far
+    M = n_epochs * steps
+    sampler, mine = share(recipe, sets["train"].labels.numpy(), start, M, world, rank)
+    batches = loader(sets["train"], draws(sampler, mine, recipe["seed"]), workers, device.type == "cuda")
+    model, optimizer = build(recipe, len(N_c), checkpoint)
+    parts = model.phi, model.h, model.h_a, model.h_s
+    if compile:
+        model.phi.compile()
+    if world > 1:
+        parts = [DistributedDataParallel(part) if used else part for part, used in zip(parts, (1, *recipe["lambdas"]))]
+    say(f"{state['method']} on {recipe['data']}: {len(sets['train']):,} images of {len(N_c)} classes, {world} x "
+        f"{device.type}, {'bfloat16' if amp else 'float32'}, to {out}\n" + ", ".join(f"{k} {v}" for k, v in recipe.items()))
 
     def keep(m):
-        state = dict(layout=LAYOUT, recipe=recipe, method=method(recipe), m=m, model=model.state_dict(), N_c=N_c.tolist(),
-                     optimizer=optimizer.state_dict(), predict_with=model.predict_with, sums=total(sums) / world,
-                     class_sums=total(class_sums), record=record, class_loss=class_loss)
+        now = dict(m=m, model=model.state_dict(), optimizer=optimizer.state_dict(), predict_with=model.predict_with,
+                   sums=total(state["sums"]), class_sums=total(state["class_sums"]))
         if rank == 0:
-            save(out, state)
+            save(out, state | now)
 
-    say(f"{method(recipe)} on {recipe['data']}: {len(labels):,} images of {C} classes, {world} x {device.type}, "
-        f"{'bfloat16' if amp else 'float32'}, to {out}\n" + ", ".join(f"{k} {v}" for k, v in recipe.items()))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stop.append(number))
     if not checkpoint:
         keep(0)
+    window, stop = [], []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stop.append(number))
     began = told = time.perf_counter()
     m_began = start
-    for m, (B, Y) in enumerate(batches, start + 1):                                                   # line 1
-        for group in optimizer.param_groups:  # Sec. 4.4: cosine schedule
-            group["lr"] = group["peak"] * (1 + math.cos(math.pi * (m - 1) / M)) / 2
-        B, Y = B.to(device, non_blocking=True), Y.to(device, non_blocking=True)
-        (B_CBS, B_RRS), (Y_CBS, Y_RRS) = B.split(sizes), Y.split(sizes)                               # lines 2-8
-        theta = torch.randint(4, (n,), generator=generator.manual_seed((seed << 20) + m), device=device)[mine]
-        if recipe["rotation_augmentation"]:  # Table 5: the rotated twins join the class losses
-            theta_CBS, theta_RRS = theta.split(sizes)
-            B_CBS, Y_CBS = torch.cat([B_CBS, rotate(B_CBS, theta_CBS)]), Y_CBS.repeat(2)
-            B_RRS, Y_RRS = torch.cat([B_RRS, rotate(B_RRS, theta_RRS)]), Y_RRS.repeat(2)
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            L_Final, *l = losses(phi, h, h_a, h_s, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, lambdas)        # lines 9-11
-        optimizer.zero_grad()
-        L_Final.backward()
-        optimizer.step()                                                                              # line 12
-        with torch.no_grad():
-            window.append(torch.stack([x.mean() for x in l]))
-            sums += window[-1]
-            for table, y, x in zip(class_sums, (Y_CBS, Y_RRS), l):
-                if len(y):
-                    table.index_add_(1, y, torch.stack([x, torch.ones_like(x)]))
-        epoch, now = -(-m // steps), time.perf_counter()
-        stopping = stop if world == 1 else m % 10 == 0 and total(torch.tensor(float(len(stop)), device=device)) > 0
-        if now - told > (1 if sys.stdout.isatty() else 30) or m % steps == 0 or m % (save_every or M) == 0 or stopping:
-            l_CBS, l_RRS, l_SS = check_finite(window, m, out).mean(0).tolist()
+    for m, l, Y in algorithm_1(*parts, optimizer, batches, recipe, start, M, device, amp):
+        window.append(torch.stack([x.mean() for x in l]))
+        state["sums"] += window[-1]
+        for table, y, x in zip(state["class_sums"], Y, l):
+            if len(y):
+                table.index_add_(1, y, torch.stack([x, torch.ones_like(x)]))
+        stopping = stop if world == 1 else m % 10 == 0 and total(torch.tensor(len(stop), device=device))
+        saving, ended = stopping or m % steps == 0 or m % (save_every or M) == 0, m % steps == 0
+        if saving or time.perf_counter() - told > (1 if RETURN else 30):
+            l_CBS, l_RRS, l_SS = check_finite(window, m, out)
             window, told = [], time.perf_counter()
             speed = (m - m_began) / (told - began)
-            say(f"{RETURN}epoch {epoch}/{recipe['epochs']}  iteration {m}/{M}  l_CBS {l_CBS:.3f}  l_RRS {l_RRS:.3f}  "
-                f"l_SS {l_SS:.3f}  {speed * n:,.0f} images/s  {datetime.timedelta(seconds=int((M - m) / speed))} left",
-                end="" if RETURN else "\n", flush=True)
-        if m % steps == 0:
-            counts = evaluate(model, sets["val"], device, amp, workers, rank, world)
+            say(f"{RETURN}epoch {-(-m // steps)}/{n_epochs}  iteration {m}/{M}  l_CBS {l_CBS:.3f}  l_RRS {l_RRS:.3f}  "
+                f"l_SS {l_SS:.3f}  {speed * len(mine) * world:,.0f} images/s  "
+                f"{datetime.timedelta(seconds=int((M - m) / speed))} left", end="" if RETURN else "\n", flush=True)
+        if ended:
+            accuracy = shot_accuracy(evaluate(model, sets["val"], device, amp, workers, rank, world), N_c)
             model.train()
-            accuracy = shot_accuracy(counts, N_c)
-            mean = (total(sums) / world / steps).tolist()
-            record.append(dict(epoch=epoch, iteration=m, lr=optimizer.param_groups[0]["lr"], l_CBS=mean[0], l_RRS=mean[1],
-                               l_SS=mean[2], L_Final=float(np.dot(lambdas, mean)), images_per_second=speed * n,
-                               **{f"val_{shot.lower()}": float(a) for shot, a in accuracy.items()}))
-            class_loss.append(torch.div(*total(class_sums).unbind(1)))
-            sums.zero_(), class_sums.zero_()
-            say(f"{RETURN}epoch {epoch}/{recipe['epochs']}  val  " + "  ".join(f"{k} {v:.1f}" for k, v in accuracy.items()))
+            say(f"{RETURN}epoch {m // steps}/{n_epochs}  val  " + "  ".join(f"{k} {v:.1f}" for k, v in accuracy.items()))
+            end_epoch(state, steps, accuracy, epoch=m // steps, iteration=m, lr=optimizer.param_groups[0]["lr"],
+                      images_per_second=speed * len(mine) * world)
             began, m_began = time.perf_counter(), m
-        if m % steps == 0 or m % (save_every or M) == 0 or stopping:
+        if saving:
             keep(m)
         if stopping:
-            say(f"{RETURN}stopped at iteration {m} of {M}, saved; go on with: python train.py --resume {out}/last.pt",
-                file=sys.stderr)
+            say(f"{RETURN}stopped at iteration {m}/{M}; go on with: python train.py --resume {out}/last.pt", file=sys.stderr)
             sys.exit(128 + (stop or [signal.SIGTERM])[0])
-                                                                                                      # line 13
     counts = evaluate(model, sets["test"], device, amp, workers, rank, world)
-    say(f"test accuracy after iteration {M}")
     if rank == 0:
+        print("test accuracy, in percent")
         show(shot_accuracy(counts, N_c), counts)
     if world > 1:
         dist.destroy_process_group()
