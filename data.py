@@ -130,7 +130,7 @@ def draw_glyphs(N_c, rng):
     for glyph in GLYPHS:  # at three times the size, to be box-filtered
         shapes.append(Image.new("L", (96, 96)))
         ImageDraw.Draw(shapes[-1]).text((48, 48), glyph, fill=255, font=font, anchor="mm")
-    angle, shear = np.deg2rad(rng.uniform(-20, 20, N)), rng.uniform(-0.3, 0.3, N)
+    angle, shear = np.deg2rad(rng.uniform(-30, 30, N)), rng.uniform(-0.5, 0.5, N)
     cos, sin = np.array([np.cos(angle), np.sin(angle)]) / rng.uniform(0.8, 1.25, N)
     x, y = 48 + 96 * rng.uniform(-0.12, 0.12, (2, N))  # where the centre goes
     a, b, d, e = cos, shear * cos - sin, sin, shear * sin + cos  # from output to input, as Pillow wants it
