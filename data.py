@@ -16,7 +16,7 @@ import torch
 import torchvision
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_image, read_file
+from torchvision import io
 from torchvision.transforms import v2
 
 GLYPHS = "0123456789ABCDEFGHJKLMNPQRSTUVWXYZabdefghjmnqrty&@#%?"  # no look-alikes such as O, o, 0
@@ -39,8 +39,17 @@ def run(main):
     """Run a script; a mistake in its input is one line on stderr and exit status 1, never a traceback."""
     try:
         main()
-    except InputError as error:
-        sys.exit(f"{os.path.basename(sys.argv[0])}: {error}")
+    except (InputError, OSError) as error:
+        message = error
+    except KeyboardInterrupt:
+        message = "interrupted"
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        message = f"{str(error).splitlines()[0]} (out of memory? try fewer --workers; --resume continues a saved run)"
+    else:
+        return
+    sys.exit(f"{os.path.basename(sys.argv[0])}: {message}")
 
 
 # ------------------------------------------------------------------------------ images
@@ -49,8 +58,8 @@ def read_image(path):
     """Decode one image file to uint8 [3, H, W]. Raises InputError with its path."""
     try:
         try:
-            image = decode_image(read_file(path), ImageReadMode.RGB)
-        except RuntimeError:  # BMP and TIFF are Pillow's
+            image = io.decode_image(io.read_file(path), io.ImageReadMode.RGB)
+        except (RuntimeError, AttributeError):  # BMP and TIFF; and all, once torchvision drops its decoders
             image = Image.open(path)
             if image.mode.startswith("I"):  # 16 bits, which convert() would clip
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -138,19 +147,19 @@ def draw_glyphs(N_c, rng):
     ink = np.stack([np.asarray(shapes[label].transform((96, 96), Image.AFFINE, affine, Image.BILINEAR).reduce(3))
                     for label, affine in zip(labels, maps)])[:, None] / np.float32(255)
     colours = rng.uniform(0, 255, (N, 2, 3))
-    while (dull := np.abs(np.diff(colours.mean(2))[:, 0]) < 90).any():  # paper and ink: 90 grey levels apart
+    while (dull := np.diff(colours.mean(2))[:, 0] < 90).any():  # light ink on dark paper, 90 grey levels apart
         colours[dull] = rng.uniform(0, 255, (dull.sum(), 2, 3))
     paper, tint = colours.astype(np.float32).transpose(1, 0, 2)[..., None, None]
-    x, y, r, shade = rng.uniform([[0], [0], [4], [-25]], [[32], [32], [10], [25]], (4, N))[..., None, None]
+    x, y, r, shade = rng.uniform([[0], [0], [4], [-90]], [[32], [32], [10], [90]], (4, N))[..., None, None]
     disc = shade * ((np.arange(32) - x) ** 2 + (np.arange(32)[:, None] - y) ** 2 < r * r)
-    images = paper + ink * (tint - paper) + disc[:, None] + rng.normal(0, 6, (N, 1, 32, 32))
+    images = paper + ink * (tint - paper) + disc[:, None] + rng.normal(0, 15, (N, 1, 32, 32))
     return torch.from_numpy(images.clip(0, 255).astype(np.uint8)), labels
 
 
 def glyphs_lt(seed=0):
-    """The embedded default: 53 characters, 5 to 500 training images each, 20 for val and 40 for test."""
+    """The embedded default: 53 characters, 5 to 1,500 training images each, 20 for val and 40 for test."""
     rng, C = np.random.default_rng(seed), len(GLYPHS)
-    return [draw_glyphs(N_c, rng) for N_c in (exponential(C, 500, 100), [20] * C, [40] * C)]
+    return [draw_glyphs(N_c, rng) for N_c in (exponential(C, 1500, 300), [20] * C, [40] * C)]
 
 
 def cifar_lt(name, root, imbalance, download):

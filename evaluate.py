@@ -18,7 +18,7 @@ def load_checkpoint(path):
     """A checkpoint of train.py as a dict, on the CPU; data only, no code runs. Raises InputError."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        layout = checkpoint["layout"]
+        layout = dict(checkpoint)["layout"]
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except Exception as error:

@@ -32,7 +32,7 @@ DEFAULTS = dict(data="glyphs_lt", root="data", arch="resnet10", lambdas=[0.5, 1.
                 lr=0.1, lr_pretrained=0.001, momentum=0.9, weight_decay=5e-4, size=224, imbalance=100.0, seed=0, amp=True,
                 pretrained=False, small_stem=False, rotation_augmentation=False, init=None)
 RECIPES = {
-    "glyphs_lt": dict(epochs=9, lr=0.05, size=32),
+    "glyphs_lt": dict(epochs=4, lr=0.05, size=32),
     "imagenet_lt": dict(epochs=90, lr=0.1),
     "places_lt": dict(epochs=90, lr=0.1),
     "places_lt resnet152": dict(epochs=30, pretrained=True),
@@ -261,7 +261,7 @@ def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=Fals
     m_began = start
     for m, l, Y in algorithm_1(*parts, optimizer, batches, recipe, start, M, device, amp):
         window.append(torch.stack([x.mean() for x in l]))
-        state["sums"] += window[-1]
+        state["sums"] += window[-1] / world
         for table, y, x in zip(state["class_sums"], Y, l):
             if len(y):
                 table.index_add_(1, y, torch.stack([x, torch.ones_like(x)]))

@@ -1,0 +1,96 @@
+"""Fixtures: a small set of real JPEG files, and scripts run as real processes, forked from one that has torch loaded."""
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)  # for the processes that tests start
+os.environ["OMP_NUM_THREADS"] = "1"
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["train"])
+
+TINY_TRAIN = [40, 21, 12, 5]  # images per class
+
+
+def write_lists(root, name="tiny", counts=(TINY_TRAIN, [3] * 4, [5] * 4), seed=0):
+    """Class-coloured noise as JPEG files under `root`, and their three lists."""
+    rng = np.random.default_rng(seed)
+    for split, n in zip(("train", "val", "test"), counts):
+        lines = []
+        for label, count in enumerate(n):
+            folder = root / split / f"n{label:08}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                tint = 60 + 50 * np.array([label & 1, label >> 1 & 1, 1])
+                image = np.clip(tint + rng.normal(0, 30, (40, 48, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(image).save(folder / f"{i}.JPEG")
+                lines.append(f"{split}/n{label:08}/{i}.JPEG {label}\n")
+        (root / f"{name}_{split}.txt").write_text("".join(lines))
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory):
+    return write_lists(tmp_path_factory.mktemp("tiny"))
+
+
+def tiny_flags(root, **extra):
+    """Flags of a training of a second or two."""
+    flags = dict(data="tiny", root=root, size=32, batch_size=8, Z=2, epochs=2, lr=0.02, workers=0) | extra
+    return ["--no-amp"] + [str(x) for k, v in flags.items() for x in (f"--{k.replace('_', '-')}", v)]
+
+
+def child(script, argv, folder, env, setup):
+    os.environ.update(env)
+    multiprocessing.set_start_method("fork", force=True)  # of loading workers: forkserver would be handed down
+    os.chdir(folder)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = [f"{script}.py", *map(str, argv)]
+    if setup:
+        setup()
+    module = __import__(script)
+    module.run(module.main)
+
+
+def start(script, argv, folder, env=(), setup=None):
+    """Start `script argv` in `folder`, which gets files stdout and stderr; a multiprocessing.Process."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    process = context.Process(target=child, args=(script, argv, str(folder), dict(env), setup))
+    process.start()
+    return process
+
+
+def finish(process, folder):
+    """Wait for a started script: its exit status, stdout and stderr."""
+    process.join(120)
+    return process.exitcode, (Path(folder) / "stdout").read_text(), (Path(folder) / "stderr").read_text()
+
+
+@pytest.fixture
+def script(tmp_path):
+    """script("train", "--seed", 1): run to its end in tmp_path; exit status, stdout, stderr."""
+    return lambda name, *argv: finish(start(name, argv, tmp_path), tmp_path)
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(main, argv): run a script in this process, expect it to fail; its one line on stderr."""
+    import data
+
+    def check(main, argv, status=None):
+        with pytest.raises(SystemExit) as exit:
+            data.run(lambda: main([str(a) for a in argv]))
+        out, err = capsys.readouterr()
+        code = exit.value.code
+        line = err if isinstance(code, int) else f"{err}{code}\n"
+        assert (code if isinstance(code, int) else 1) == (status or code if isinstance(code, int) else 1)
+        assert code not in (0, None) and line.count("\n") == 1 and "Traceback" not in out + line, line
+        return line
+    return check
