@@ -77,8 +77,9 @@ def transforms(name, size, train):
         return None
     if name.startswith("cifar"):
         return v2.Compose([v2.RandomCrop(size, padding=4), v2.RandomHorizontalFlip()]) if train else None
-    if train:
-        return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4)])
+    if train:  # jitter works in float: on uint8 each of its three steps would convert there and back
+        return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True),
+                           v2.ColorJitter(0.4, 0.4, 0.4), v2.ToDtype(torch.uint8, scale=True)])
     return v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
 
 
@@ -109,14 +110,10 @@ class LongTailed(Dataset):
         return torch.stack(images), self.labels[indices], keys
 
 
-def identity(batch):
-    return batch
-
-
 def loader(dataset, draws, workers, cuda):
     """DataLoader over `draws`, an iterable of lists of (index, key). In memory without transform: no workers."""
     workers = workers if dataset.transform else 0
-    return DataLoader(dataset, batch_sampler=draws, num_workers=workers, collate_fn=identity, pin_memory=cuda)
+    return DataLoader(dataset, batch_sampler=draws, num_workers=workers, collate_fn=tuple, pin_memory=cuda)
 
 
 # ------------------------------------------------------------------------------ datasets
@@ -179,51 +176,41 @@ def cifar_lt(name, root, imbalance, download):
     return [(torch.from_numpy(images).permute(0, 3, 1, 2), labels) for images, labels in sets]
 
 
-def find_lists(root):
-    """The lists in `root`, as {lower-case file name: file name}."""
-    if not os.path.isdir(root):
-        raise InputError(f"{root}: no such folder; give the one that holds the lists and images with --root")
-    return {f.lower(): f for f in os.listdir(root) if f.lower().endswith(tuple(f"_{s}.txt" for s in SPLITS))}
-
-
 def read_list(path):
-    """One `PATH LABEL` a line: paths and labels. Raises InputError with file and line number."""
+    """One `PATH LABEL` a line: paths (below the list's folder), labels. Raises InputError with file and line number."""
     paths, labels = [], []
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, 1):
-            image, _, label = line.strip().replace("\t", " ").rpartition(" ")
-            if not line.strip():
-                continue
-            if not image or not label.isdecimal():
-                raise InputError(f"{path}:{number}: {line.strip()[:80]!r} is not `PATH LABEL` with a label of 0 or more")
-            paths.append(os.fsencode(os.path.join(os.path.dirname(path), image.strip())))
-            labels.append(int(label))
+        for number, line in enumerate(map(str.strip, lines), 1):
+            image, _, label = line.replace("\t", " ").rpartition(" ")
+            if line and (not image or not label.isdecimal()):
+                raise InputError(f"{path}:{number}: {line[:80]!r} is not `PATH LABEL` with a label of 0 or more")
+            if line:
+                paths.append(os.fsencode(os.path.join(os.path.dirname(path), image.strip())))
+                labels.append(int(label))
     if not labels:
         raise InputError(f"{path}: the list is empty")
     return np.array(paths), labels
 
 
 def image_lists(name, root):
-    """The three lists ROOT/NAME_{train,val,test}.txt."""
-    found, sets = find_lists(root), []
-    for split in SPLITS:
-        file = f"{name}_{split}.txt".lower()
+    """Paths and labels of ROOT/NAME_{train,val,test}.txt. Raises InputError where they don't fit together."""
+    if not os.path.isdir(root):
+        raise InputError(f"{root}: no such folder; give the one that holds the lists and images with --root")
+    found, sets = {file.lower(): os.path.join(root, file) for file in os.listdir(root)}, []
+    for file in (f"{name}_{split}.txt" for split in SPLITS):
         if file not in found:
-            names = sorted({f.rpartition("_")[0] for f in found})
+            known = sorted(f.removesuffix("_train.txt") for f in found if f.endswith("_train.txt"))
             raise InputError(f"unknown dataset {name!r}: no {os.path.join(root, file)}; "
-                             f"there are glyphs_lt, cifar10_lt, cifar100_lt{''.join(', ' + n for n in names)}")
-        path = os.path.join(root, found[file])
-        images, labels = read_list(path)
-        if split == "train":
-            classes = sorted(set(labels))
-            for c, label in enumerate(classes):
-                if label != c:
-                    raise InputError(f"{path}: class {c} has no training image, though there is a class {classes[-1]}")
-        for i in range(len(labels)):
-            if labels[i] >= len(classes):
-                raise InputError(f"{path}: {os.fsdecode(images[i])} has label {labels[i]}, but training has only "
-                                 f"classes 0 to {len(classes) - 1}")
-        sets.append((images, labels))
+                             f"there are {', '.join(['glyphs_lt', 'cifar10_lt', 'cifar100_lt', *known])}")
+        sets.append(read_list(found[file]))
+        classes = sorted(set(sets[0][1]))
+        for c, label in enumerate(classes):
+            if label != c:
+                raise InputError(f"{found[file]}: class {c} has no training image, though there is a class {label}")
+        for image, label in zip(*sets[-1]):
+            if label > classes[-1]:
+                raise InputError(f"{found[file]}: {os.fsdecode(image)} has label {label}, but training has only "
+                                 f"classes 0 to {classes[-1]}")
     return sets
 
 
@@ -257,27 +244,26 @@ def describe(sets):
 
 
 def check(sets):
-    """Decode every listed image; print those that fail, and raise InputError with their number."""
-    def error(path):
+    """Decode every listed image; print those that fail. Raises InputError if any does."""
+    def broken(path):
         try:
             read_image(os.fsdecode(path))
         except InputError as error:
-            return str(error)
+            print(error)
+            return True
 
     paths = [path for dataset in sets.values() if not torch.is_tensor(dataset.images) for path in dataset.images]
     with ThreadPoolExecutor() as pool:
-        errors = [message for message in pool.map(error, paths) if message]
-    print(*errors, f"{len(paths) - len(errors):,} of {len(paths):,} image files decode", sep="\n")
-    if errors:
-        raise InputError(f"{len(errors)} image files are missing or broken, see above")
+        n = sum(map(bool, pool.map(broken, paths)))
+    print(f"{len(paths) - n:,} of {len(paths):,} image files decode")
+    if n:
+        raise InputError(f"{n} image files are missing or broken, see above")
 
 
 def make(name, source, root, alpha, N_max, N_min, n_val, n_test, seed):
-    """Sec. 4.1: cut a long-tailed set from source/CLASS/*: balanced test and val first, then the Pareto rule
-    over a shuffled order of the classes. Writes ROOT/NAME_{train,val,test}.txt, nothing shared between them."""
+    """Sec. 4.1: write ROOT/NAME_{train,val,test}.txt from source/CLASS/*, nothing shared between them: a balanced
+    test and val first, then training images by the Pareto rule over a shuffled order of the classes."""
     ends = ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"
-    if not os.path.isdir(source):
-        raise InputError(f"{source}: no such folder")
     classes = sorted(entry.name for entry in os.scandir(source) if entry.is_dir())
     if len(classes) < 2:
         raise InputError(f"{source}: needs a folder of images for each of two or more classes")
@@ -290,7 +276,7 @@ def make(name, source, root, alpha, N_max, N_min, n_val, n_test, seed):
         images = sorted(f for f in os.listdir(os.path.join(source, folder)) if f.lower().endswith(ends))
         if len(images) < N_c + n_val + n_test:
             raise InputError(f"class {folder} has {len(images)} images, fewer than the {N_c} + {n_val} + {n_test} asked "
-                             f"of it for train, val and test")
+                             "of it for train, val and test")
         cut = np.split(rng.permutation(images), [n_test, n_test + n_val, n_test + n_val + N_c])
         for lines, part in zip(lists, (cut[2], cut[1], cut[0])):
             lines += [f"{os.path.relpath(os.path.join(source, folder, image), root)} {label}\n" for image in part]
@@ -318,8 +304,9 @@ def main(argv=None):
     add("--seed", type=int, default=0, help="of the choice of images and of the order of classes (default: 0)")
     args = parser.parse_args(argv)
     if args.make:
-        if not args.source or not 0 < args.min <= args.max or args.alpha <= 0 or min(args.val, args.test, args.seed) < 0:
-            parser.error("--make needs --from DIR, 0 < --min <= --max, --alpha > 0, and --val, --test, --seed of 0 or more")
+        sizes_fit = 0 < args.min <= args.max and args.alpha > 0 and min(args.val, args.test, args.seed) >= 0
+        if not args.source or not sizes_fit:
+            parser.error("--make needs --from DIR, 0 < --min <= --max, --alpha > 0, and --val, --test, --seed >= 0")
         root = args.root or args.source
         return make(args.make, args.source, root, args.alpha, args.max, args.min, args.val, args.test, args.seed)
     sets = load(args.data, args.root or "data", imbalance=args.imbalance, download=args.download)

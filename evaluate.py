@@ -22,7 +22,7 @@ def load_checkpoint(path):
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except Exception as error:
-        raise InputError(f"{path}: not a checkpoint of this project, or a damaged one ({type(error).__name__})") from None
+        raise InputError(f"{path}: not a checkpoint of this project, or damaged ({type(error).__name__})") from None
     if layout != LAYOUT:
         raise InputError(f"{path}: layout {layout!r}, but this version reads {LAYOUT!r}; use the version that wrote it")
     return checkpoint
@@ -75,10 +75,14 @@ def shot_accuracy(counts, N_c):
     return row | {"Overall": 100 * correct.sum() / total.sum()}
 
 
+def cell(accuracy):
+    return "–" if np.isnan(accuracy) else f"{accuracy:.1f}"
+
+
 def show(row, counts):
     """The paper's columns, in percent, an empty shot as –."""
-    print("".join(f"{shot:>8}" for shot in row))
-    print("".join(f"{'–' if np.isnan(accuracy) else format(accuracy, '.1f'):>8}" for accuracy in row.values()))
+    print(*(f"{shot:>7}" for shot in row))
+    print(*(f"{cell(accuracy):>7}" for accuracy in row.values()))
     if np.ptp(counts[1]):
         print("(this split is not balanced: Overall is over images, the shots are means over classes)")
 

@@ -23,14 +23,14 @@ from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from data import InputError, Parser, loader, run
-from evaluate import LAYOUT, evaluate, load_checkpoint, load_data, shot_accuracy, show, use_bf16
+from evaluate import LAYOUT, cell, evaluate, load_checkpoint, load_data, shot_accuracy, show, use_bf16
 from model import ARCHS, Model
 from sampler import JointBatchSampler
 
 # Sec. 4.4 and, where it is silent, reference [19]; a flag wins over its dataset's row, and that over DEFAULTS.
-DEFAULTS = dict(data="glyphs_lt", root="data", arch="resnet10", lambdas=[0.5, 1.0, 1.0], Z=4, batch_size=128, epochs=90,
-                lr=0.1, lr_pretrained=0.001, momentum=0.9, weight_decay=5e-4, size=224, imbalance=100.0, seed=0, amp=True,
-                pretrained=False, small_stem=False, rotation_augmentation=False, init=None)
+DEFAULTS = dict(data="glyphs_lt", root="data", arch="resnet10", lambdas=[0.5, 1.0, 1.0], Z=4, batch_size=128,
+                epochs=90, lr=0.1, lr_pretrained=0.001, momentum=0.9, weight_decay=5e-4, size=224, imbalance=100.0,
+                seed=0, amp=True, pretrained=False, small_stem=False, rotation_augmentation=False, init=None)
 RECIPES = {
     "glyphs_lt": dict(epochs=4, lr=0.05, size=32),
     "imagenet_lt": dict(epochs=90, lr=0.1),
@@ -61,13 +61,13 @@ def losses(phi, h, h_a, h_s, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, lambdas):
     """
     lambda_1, lambda_2, lambda_3 = lambdas
     B = torch.cat([B_CBS, B_RRS])
-    B_theta = rotate(B, theta) if lambda_3 else B[:0]                                                     # line 9
+    B_theta = rotate(B, theta) if lambda_3 else B[:0]                                                 # line 9
     f_CBS, f_RRS, f_theta = phi(torch.cat([B, B_theta])).split([len(B_CBS), len(B_RRS), len(B_theta)])
     off = torch.zeros(1, device=B.device)
-    l_CBS = F.cross_entropy(h(f_CBS), Y_CBS, reduction="none") if lambda_1 else off                       # line 10
-    l_RRS = F.cross_entropy(h_a(f_RRS), Y_RRS, reduction="none") if lambda_2 else off                     # line 10
-    l_SS = F.cross_entropy(h_s(f_theta), theta, reduction="none") if lambda_3 else off                    # line 11
-    L_Final = lambda_1 * l_CBS.mean() + lambda_2 * l_RRS.mean() + lambda_3 * l_SS.mean()                  # line 11, Eq. 2
+    l_CBS = F.cross_entropy(h(f_CBS), Y_CBS, reduction="none") if lambda_1 else off                   # line 10
+    l_RRS = F.cross_entropy(h_a(f_RRS), Y_RRS, reduction="none") if lambda_2 else off                 # line 10
+    l_SS = F.cross_entropy(h_s(f_theta), theta, reduction="none") if lambda_3 else off                # line 11
+    L_Final = lambda_1 * l_CBS.mean() + lambda_2 * l_RRS.mean() + lambda_3 * l_SS.mean()              # line 11, Eq. 2
     return L_Final, l_CBS, l_RRS, l_SS
 
 
@@ -77,23 +77,23 @@ def algorithm_1(phi, h, h_a, h_s, optimizer, batches, recipe, start, M, device, 
     batches: of [B_CBS; B_RRS], their labels, and a random 32-bit key for each image.
     """
     sampled = [weight > 0 for weight in recipe["lambdas"][:2]]
-    for m, batch in enumerate(batches, start + 1):                                                        # line 1
-        B, Y, keys = (x.to(device, non_blocking=True) for x in batch)                                     # lines 2-8
+    for m, batch in enumerate(batches, start + 1):                                                    # line 1
+        B, Y, keys = (x.to(device, non_blocking=True) for x in batch)                                 # lines 2-8
         sizes = [len(B) // sum(sampled) * on for on in sampled]
         (B_CBS, B_RRS), (Y_CBS, Y_RRS) = B.split(sizes), Y.split(sizes)
         theta = keys >> 30  # the first two bits: uniform on 0..3
         if recipe["rotation_augmentation"]:  # Table 5: rotated twins join the class losses
-            theta_CBS, theta_RRS = rotate(B, theta).split(sizes)
-            B_CBS, Y_CBS = torch.cat([B_CBS, theta_CBS]), Y_CBS.repeat(2)
-            B_RRS, Y_RRS = torch.cat([B_RRS, theta_RRS]), Y_RRS.repeat(2)
+            twins_CBS, twins_RRS = rotate(B, theta).split(sizes)
+            B_CBS, Y_CBS = torch.cat([B_CBS, twins_CBS]), Y_CBS.repeat(2)
+            B_RRS, Y_RRS = torch.cat([B_RRS, twins_RRS]), Y_RRS.repeat(2)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             L_Final, *l = losses(phi, h, h_a, h_s, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, recipe["lambdas"])  # lines 9-11
         for group in optimizer.param_groups:  # Sec. 4.4: cosine schedule
             group["lr"] = group["peak"] * (1 + math.cos(math.pi * (m - 1) / M)) / 2
         optimizer.zero_grad()
         L_Final.backward()
-        optimizer.step()                                                                                  # line 12
-        yield m, [x.detach() for x in l], (Y_CBS, Y_RRS)                                                  # line 13
+        optimizer.step()                                                                              # line 12
+        yield m, [x.detach() for x in l], (Y_CBS, Y_RRS)                                              # line 13
 
 
 # ------------------------------------------------------------------------------ a run and its folder
@@ -117,8 +117,12 @@ def write(path, data):
         raise InputError(f"{path}: cannot be saved ({error.strerror}); what was saved before is untouched") from None
 
 
-def save(out, state):
+def save(out, state, m, model, optimizer):
     """record.csv and class_loss.csv (Fig. 2: mean loss per class and epoch under either sampler), then last.pt."""
+    state = state | dict(m=m, model=model.state_dict(), predict_with=model.predict_with, optimizer=optimizer.state_dict(),
+                         sums=total(state["sums"]), class_sums=total(state["class_sums"]))
+    if int(os.environ.get("RANK", 0)):  # one process writes
+        return
     losses = [["epoch", "sampler", *range(len(state["N_c"]))]]
     for epoch, means in enumerate(state["class_loss"], 1):
         losses += [[epoch, name, *np.round(mean.tolist(), 4)] for name, mean in zip(("CBS", "RRS"), means)]
@@ -207,8 +211,8 @@ def check_finite(window, m, out):
     window = torch.stack(window).cpu()  # the only synchronisation, once a progress line
     for i, l in enumerate(window, m - len(window) + 1):
         if not l.isfinite().all():
-            raise InputError("the loss is not finite at iteration {}: l_CBS {:.4g}, l_RRS {:.4g}, l_SS {:.4g}; the last "
-                             "good checkpoint is {}/last.pt; try a lower --lr".format(i, *l.tolist(), out))
+            raise InputError("the loss is not finite at iteration {}: l_CBS {:.4g}, l_RRS {:.4g}, l_SS {:.4g}; the "
+                             "last good checkpoint is {}/last.pt; try a lower --lr".format(i, *l.tolist(), out))
     return window.mean(0).tolist()
 
 
@@ -229,9 +233,10 @@ def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=Fals
     sets = load_data(recipe, checkpoint and checkpoint["N_c"])
     N_c, amp, n_epochs = sets["train"].N_c, use_bf16(device, recipe["amp"]), recipe["epochs"]
     # sums: l_CBS, l_RRS, l_SS since the epoch began; class_sums: by sampler and class, losses and images (Fig. 2)
-    state = checkpoint or dict(layout=LAYOUT, recipe=recipe, method=method(recipe), m=0, N_c=N_c.tolist(), record=[],
-                               class_loss=[], sums=torch.zeros(3), class_sums=torch.zeros(2, 2, len(N_c)))
-    for name in ("sums", "class_sums"):  # saved over all processes, so only one takes them up again
+    state = checkpoint or dict(layout=LAYOUT, method=method(recipe), m=0, N_c=N_c.tolist(), record=[], class_loss=[],
+                               sums=torch.zeros(3), class_sums=torch.zeros(2, 2, len(N_c)))
+    state["recipe"] = recipe
+    for name in ("sums", "class_sums"):  # saved as totals over the processes, so only one takes them up again
         state[name] = state[name].to(device) * (rank == 0)
     steps, start = len(sets["train"]) // recipe["batch_size"], state["m"]  # iterations of an epoch; done so far
     M = n_epochs * steps
@@ -244,16 +249,11 @@ def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=Fals
     if world > 1:
         parts = [DistributedDataParallel(part) if used else part for part, used in zip(parts, (1, *recipe["lambdas"]))]
     say(f"{state['method']} on {recipe['data']}: {len(sets['train']):,} images of {len(N_c)} classes, {world} x "
-        f"{device.type}, {'bfloat16' if amp else 'float32'}, to {out}\n" + ", ".join(f"{k} {v}" for k, v in recipe.items()))
-
-    def keep(m):
-        now = dict(m=m, model=model.state_dict(), optimizer=optimizer.state_dict(), predict_with=model.predict_with,
-                   sums=total(state["sums"]), class_sums=total(state["class_sums"]))
-        if rank == 0:
-            save(out, state | now)
+        f"{device.type}, {'bfloat16' if amp else 'float32'}, to {out}")
+    say(", ".join(f"{k} {v}" for k, v in recipe.items()))
 
     if not checkpoint:
-        keep(0)
+        save(out, state, 0, model, optimizer)
     window, stop = [], []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stop.append(number))
@@ -277,14 +277,14 @@ def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=Fals
         if ended:
             accuracy = shot_accuracy(evaluate(model, sets["val"], device, amp, workers, rank, world), N_c)
             model.train()
-            say(f"{RETURN}epoch {m // steps}/{n_epochs}  val  " + "  ".join(f"{k} {v:.1f}" for k, v in accuracy.items()))
+            say(f"{RETURN}epoch {m // steps}/{n_epochs}  val  " + "  ".join(f"{k} {cell(v)}" for k, v in accuracy.items()))
             end_epoch(state, steps, accuracy, epoch=m // steps, iteration=m, lr=optimizer.param_groups[0]["lr"],
                       images_per_second=speed * len(mine) * world)
             began, m_began = time.perf_counter(), m
         if saving:
-            keep(m)
+            save(out, state, m, model, optimizer)
         if stopping:
-            say(f"{RETURN}stopped at iteration {m}/{M}; go on with: python train.py --resume {out}/last.pt", file=sys.stderr)
+            say(f"stopped at iteration {m}/{M}; go on with: python train.py --resume {out}/last.pt", file=sys.stderr)
             sys.exit(128 + (stop or [signal.SIGTERM])[0])
     counts = evaluate(model, sets["test"], device, amp, workers, rank, world)
     if rank == 0:
@@ -307,8 +307,8 @@ def at_least(kind, low):
     return parse
 
 
-def parse(argv):
-    """Flags to (recipe, out, checkpoint, options). Only flags that were given are in `given`."""
+def flags():
+    """The parser; a flag that is not given leaves no trace, so that the recipe can fill it in."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                     argument_default=argparse.SUPPRESS)
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
@@ -337,6 +337,12 @@ def parse(argv):
     add("--save-every", type=whole, metavar="M", help="also save every M iterations (once an epoch)")
     add("--workers", type=at_least(int, 0), help="image loading processes (one a core, at most 16)")
     add("--compile", action="store_true", help="torch.compile phi")
+    return parser
+
+
+def parse(argv):
+    """Flags to (recipe, out, checkpoint, options); a resumed run's recipe is its checkpoint's."""
+    parser = flags()
     given = vars(parser.parse_args(argv))
     options = dict(save_every=given.pop("save_every", None), compile=given.pop("compile", False),
                    workers=given.pop("workers", min(16, len(os.sched_getaffinity(0)))))

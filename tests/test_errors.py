@@ -173,7 +173,7 @@ def test_data_that_changed_since_is_refused(root, refused, checkpoint):
 
 
 @pytest.mark.parametrize("argv, named", [
-    (["--make", "x"], "--from"), (["--make", "x", "--from", "/nosuch"], "/nosuch: no such folder"),
+    (["--make", "x"], "--from"), (["--make", "x", "--from", "/nosuch"], "/nosuch"),
     (["--make", "x", "--from", "train", "--max", 3, "--min", 5], "--min"), (["--make", "x", "--from", "train", "--alpha", 0], "--alpha"),
     (["--make", "x", "--from", "train/n00000000"], "two or more classes"), (["--make", "x", "--from", "train"], "has "),
     (["--make", "tiny", "--from", "train", "--root", "."], "tiny_train.txt exists"), (["--data", "tiny"], "data: no such folder"),
