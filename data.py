@@ -136,7 +136,7 @@ def draw_glyphs(N_c, rng):
     for glyph in GLYPHS:  # at three times the size, to be box-filtered
         shapes.append(Image.new("L", (96, 96)))
         ImageDraw.Draw(shapes[-1]).text((48, 48), glyph, fill=255, font=font, anchor="mm")
-    angle, shear = np.deg2rad(rng.uniform(-30, 30, N)), rng.uniform(-0.5, 0.5, N)
+    angle, shear = np.deg2rad(rng.uniform(-20, 20, N)), rng.uniform(-0.3, 0.3, N)
     cos, sin = np.array([np.cos(angle), np.sin(angle)]) / rng.uniform(0.8, 1.25, N)
     x, y = 48 + 96 * rng.uniform(-0.12, 0.12, (2, N))  # where the centre goes
     a, b, d, e = cos, shear * cos - sin, sin, shear * sin + cos  # from output to input, as Pillow wants it
@@ -144,12 +144,12 @@ def draw_glyphs(N_c, rng):
     ink = np.stack([np.asarray(shapes[label].transform((96, 96), Image.AFFINE, affine, Image.BILINEAR).reduce(3))
                     for label, affine in zip(labels, maps)])[:, None] / np.float32(255)
     colours = rng.uniform(0, 255, (N, 2, 3))
-    while (dull := np.diff(colours.mean(2))[:, 0] < 90).any():  # light ink on dark paper, 90 grey levels apart
+    while (dull := np.abs(np.diff(colours.mean(2))[:, 0]) < 90).any():  # paper and ink: 90 grey levels apart
         colours[dull] = rng.uniform(0, 255, (dull.sum(), 2, 3))
     paper, tint = colours.astype(np.float32).transpose(1, 0, 2)[..., None, None]
-    x, y, r, shade = rng.uniform([[0], [0], [4], [-90]], [[32], [32], [10], [90]], (4, N))[..., None, None]
+    x, y, r, shade = rng.uniform([[0], [0], [4], [-50]], [[32], [32], [10], [50]], (4, N))[..., None, None]
     disc = shade * ((np.arange(32) - x) ** 2 + (np.arange(32)[:, None] - y) ** 2 < r * r)
-    images = paper + ink * (tint - paper) + disc[:, None] + rng.normal(0, 15, (N, 1, 32, 32))
+    images = paper + ink * (tint - paper) + disc[:, None] + rng.normal(0, 8, (N, 1, 32, 32))
     return torch.from_numpy(images.clip(0, 255).astype(np.uint8)), labels
 
 
