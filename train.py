@@ -216,6 +216,16 @@ def check_finite(window, m, out):
     return window.mean(0).tolist()
 
 
+def tally(state, l, Y, world):
+    """Add an iteration's losses to state["sums"] and, by class, to state["class_sums"]; returns their means [3]."""
+    means = torch.stack([x.mean() for x in l])
+    state["sums"] += means / world
+    for table, y, x in zip(state["class_sums"], Y, l):
+        if len(y):
+            table.index_add_(1, y, torch.stack([x, torch.ones_like(x)]))
+    return means
+
+
 def end_epoch(state, steps, accuracy, **row):
     """Append the epoch's row to state["record"], its losses per class to state["class_loss"]; empty the sums."""
     l = (total(state["sums"]) / steps).tolist()
@@ -231,15 +241,15 @@ def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=Fals
     world, rank, device = processes()
     say = print if rank == 0 else lambda *args, **kwargs: None
     sets = load_data(recipe, checkpoint and checkpoint["N_c"])
-    N_c, amp, n_epochs = sets["train"].N_c, use_bf16(device, recipe["amp"]), recipe["epochs"]
+    N_c, N, amp = sets["train"].N_c, len(sets["train"]), use_bf16(device, recipe["amp"])
     # sums: l_CBS, l_RRS, l_SS since the epoch began; class_sums: by sampler and class, losses and images (Fig. 2)
     state = checkpoint or dict(layout=LAYOUT, method=method(recipe), m=0, N_c=N_c.tolist(), record=[], class_loss=[],
                                sums=torch.zeros(3), class_sums=torch.zeros(2, 2, len(N_c)))
     state["recipe"] = recipe
     for name in ("sums", "class_sums"):  # saved as totals over the processes, so only one takes them up again
         state[name] = state[name].to(device) * (rank == 0)
-    steps, start = len(sets["train"]) // recipe["batch_size"], state["m"]  # iterations of an epoch; done so far
-    M = n_epochs * steps
+    steps, start = N // recipe["batch_size"], state["m"]  # iterations of an epoch; done so far
+    M = recipe["epochs"] * steps
     sampler, mine = share(recipe, sets["train"].labels.numpy(), start, M, world, rank)
     batches = loader(sets["train"], draws(sampler, mine, recipe["seed"]), workers, device.type == "cuda")
     model, optimizer = build(recipe, len(N_c), checkpoint)
@@ -248,37 +258,34 @@ def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=Fals
         model.phi.compile()
     if world > 1:
         parts = [DistributedDataParallel(part) if used else part for part, used in zip(parts, (1, *recipe["lambdas"]))]
-    say(f"{state['method']} on {recipe['data']}: {len(sets['train']):,} images of {len(N_c)} classes, {world} x "
-        f"{device.type}, {'bfloat16' if amp else 'float32'}, to {out}")
-    say(", ".join(f"{k} {v}" for k, v in recipe.items()))
-
+    say(f"{state['method']} on {recipe['data']}: {N:,} images of {len(N_c)} classes, {world} x {device.type}, "
+        f"{'bfloat16' if amp else 'float32'}, to {out}\n{', '.join(f'{k} {v}' for k, v in recipe.items())}")
     if not checkpoint:
         save(out, state, 0, model, optimizer)
+
     window, stop = [], []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stop.append(number))
     began = told = time.perf_counter()
     m_began = start
     for m, l, Y in algorithm_1(*parts, optimizer, batches, recipe, start, M, device, amp):
-        window.append(torch.stack([x.mean() for x in l]))
-        state["sums"] += window[-1] / world
-        for table, y, x in zip(state["class_sums"], Y, l):
-            if len(y):
-                table.index_add_(1, y, torch.stack([x, torch.ones_like(x)]))
+        window.append(tally(state, l, Y, world))
         stopping = stop if world == 1 else m % 10 == 0 and total(torch.tensor(len(stop), device=device))
-        saving, ended = stopping or m % steps == 0 or m % (save_every or M) == 0, m % steps == 0
+        saving, epoch = stopping or m % steps == 0 or m % (save_every or M) == 0, -(-m // steps)
         if saving or time.perf_counter() - told > (1 if RETURN else 30):
-            l_CBS, l_RRS, l_SS = check_finite(window, m, out)
+            losses_now = check_finite(window, m, out)
             window, told = [], time.perf_counter()
             speed = (m - m_began) / (told - began)
-            say(f"{RETURN}epoch {-(-m // steps)}/{n_epochs}  iteration {m}/{M}  l_CBS {l_CBS:.3f}  l_RRS {l_RRS:.3f}  "
-                f"l_SS {l_SS:.3f}  {speed * len(mine) * world:,.0f} images/s  "
-                f"{datetime.timedelta(seconds=int((M - m) / speed))} left", end="" if RETURN else "\n", flush=True)
-        if ended:
+            say(f"{RETURN}epoch {epoch}/{recipe['epochs']}  iteration {m}/{M}  "
+                + "".join(f"{name} {x:.3f}  " for name, x in zip(("l_CBS", "l_RRS", "l_SS"), losses_now))
+                + f"{speed * len(mine) * world:,.0f} images/s  {datetime.timedelta(seconds=int((M - m) / speed))} left",
+                end="" if RETURN else "\n", flush=True)
+        if m % steps == 0:
             accuracy = shot_accuracy(evaluate(model, sets["val"], device, amp, workers, rank, world), N_c)
             model.train()
-            say(f"{RETURN}epoch {m // steps}/{n_epochs}  val  " + "  ".join(f"{k} {cell(v)}" for k, v in accuracy.items()))
-            end_epoch(state, steps, accuracy, epoch=m // steps, iteration=m, lr=optimizer.param_groups[0]["lr"],
+            shown = "  ".join(f"{shot} {cell(a)}" for shot, a in accuracy.items())
+            say(f"{RETURN}epoch {epoch}/{recipe['epochs']}  val  {shown}")
+            end_epoch(state, steps, accuracy, epoch=epoch, iteration=m, lr=optimizer.param_groups[0]["lr"],
                       images_per_second=speed * len(mine) * world)
             began, m_began = time.perf_counter(), m
         if saving:
@@ -286,6 +293,7 @@ def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=Fals
         if stopping:
             say(f"stopped at iteration {m}/{M}; go on with: python train.py --resume {out}/last.pt", file=sys.stderr)
             sys.exit(128 + (stop or [signal.SIGTERM])[0])
+
     counts = evaluate(model, sets["test"], device, amp, workers, rank, world)
     if rank == 0:
         print("test accuracy, in percent")
