@@ -7,6 +7,7 @@ A dataset NAME is glyphs_lt (drawn in memory), cifar10_lt, cifar100_lt, or any f
 ROOT/NAME_{train,val,test}.txt exist (case ignored): one `PATH LABEL` a line, paths relative to ROOT.
 """
 import argparse
+import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from torchvision.transforms import v2
 
 GLYPHS = "0123456789ABCDEFGHJKLMNPQRSTUVWXYZabdefghjmnqrty&@#%?"  # no look-alikes such as O, o, 0
 SPLITS = "train", "val", "test"
+CORES = min(16, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) or 1)  # for each process of torchrun
 
 
 class InputError(ValueError):
@@ -28,6 +30,16 @@ class InputError(ValueError):
 
     def __init__(self, message):
         super().__init__(str(message).strip().splitlines()[-1].split("InputError: ")[-1])
+
+
+def at_least(kind, low):
+    """An argparse type: a finite number of `low` or more."""
+    def parse(text):
+        if not low <= kind(text) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of {low} or more")
+        return kind(text)
+    parse.__name__ = kind.__name__
+    return parse
 
 
 class Parser(argparse.ArgumentParser):
@@ -275,8 +287,8 @@ def make(name, source, root, alpha, N_max, N_min, n_val, n_test, seed):
     for label, (folder, N_c) in enumerate(zip(classes, counts)):
         images = sorted(f for f in os.listdir(os.path.join(source, folder)) if f.lower().endswith(ends))
         if len(images) < N_c + n_val + n_test:
-            raise InputError(f"class {folder} has {len(images)} images, fewer than the {N_c} + {n_val} + {n_test} asked "
-                             "of it for train, val and test")
+            raise InputError(f"class {folder} has {len(images)} images, fewer than the {N_c} + {n_val} + {n_test} "
+                             "asked of it for train, val and test")
         cut = np.split(rng.permutation(images), [n_test, n_test + n_val, n_test + n_val + N_c])
         for lines, part in zip(lists, (cut[2], cut[1], cut[0])):
             lines += [f"{os.path.relpath(os.path.join(source, folder, image), root)} {label}\n" for image in part]
@@ -292,21 +304,20 @@ def main(argv=None):
     add("--data", default="glyphs_lt", metavar="NAME", help="dataset (default: glyphs_lt)")
     add("--root", metavar="DIR", help="folder with the lists and images (default: data; of --make: its --from)")
     add("--check", action="store_true", help="also decode every listed image")
-    add("--imbalance", type=float, default=100, help="N_max / N_min of CIFAR-LT (default: 100)")
+    add("--imbalance", type=at_least(float, 1), default=100, help="N_max / N_min of CIFAR-LT (default: 100)")
     add("--download", action="store_true", help="fetch CIFAR first")
     add("--make", metavar="NAME", help="write ROOT/NAME_{train,val,test}.txt from the images of --from")
     add("--from", dest="source", metavar="DIR", help="one folder of images a class")
-    add("--alpha", type=float, default=6, help="of the Pareto rule (default: 6)")
-    add("--max", type=int, default=1280, help="training images of the largest class (default: 1280)")
-    add("--min", type=int, default=5, help="... and of the smallest (default: 5)")
-    add("--val", type=int, default=20, help="validation images per class (default: 20)")
-    add("--test", type=int, default=50, help="test images per class (default: 50)")
-    add("--seed", type=int, default=0, help="of the choice of images and of the order of classes (default: 0)")
+    add("--alpha", type=at_least(float, 0.01), default=6, help="of the Pareto rule (default: 6)")
+    add("--max", type=at_least(int, 1), default=1280, help="training images of the largest class (default: 1280)")
+    add("--min", type=at_least(int, 1), default=5, help="... and of the smallest (default: 5)")
+    add("--val", type=at_least(int, 1), default=20, help="validation images per class (default: 20)")
+    add("--test", type=at_least(int, 1), default=50, help="test images per class (default: 50)")
+    add("--seed", type=at_least(int, 0), default=0, help="of the choice of images and of the order of classes (default: 0)")
     args = parser.parse_args(argv)
     if args.make:
-        sizes_fit = 0 < args.min <= args.max and args.alpha > 0 and min(args.val, args.test, args.seed) >= 0
-        if not args.source or not sizes_fit:
-            parser.error("--make needs --from DIR, 0 < --min <= --max, --alpha > 0, and --val, --test, --seed >= 0")
+        if not args.source or args.min > args.max:
+            parser.error("--make needs --from DIR, and --min not above --max")
         root = args.root or args.source
         return make(args.make, args.source, root, args.alpha, args.max, args.min, args.val, args.test, args.seed)
     sets = load(args.data, args.root or "data", imbalance=args.imbalance, download=args.download)

@@ -2,13 +2,11 @@
 
     python evaluate.py runs/glyphs_lt-resnet10-CBS+RRS+SS-seed0/last.pt [--split val] [--export FILE.npz]
 """
-import os
-
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from data import SPLITS, InputError, Parser, loader, load, run, shots
+from data import CORES, SPLITS, InputError, Parser, at_least, loader, load, run, shots
 from model import Model
 
 LAYOUT = "to-balance-or-not-to-balance 1"  # of a checkpoint
@@ -94,7 +92,7 @@ def main(argv=None):
     add("--split", choices=SPLITS, default="test", help="split to evaluate (default: test)")
     add("--export", metavar="FILE.npz", help="save labels, predictions, features, class_accuracy, N_c, weight_norms")
     add("--root", help="where the data is now (default: where it was in training)")
-    add("--workers", type=int, default=min(8, os.cpu_count()), help="loading processes (default: %(default)s)")
+    add("--workers", type=at_least(int, 0), default=CORES, help="loading processes (default: %(default)s)")
     args = parser.parse_args(argv)
     checkpoint = load_checkpoint(args.checkpoint)
     recipe = checkpoint["recipe"] | ({"root": args.root} if args.root else {})

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from data import InputError, Parser, loader, run
+from data import CORES, InputError, Parser, at_least, loader, run
 from evaluate import LAYOUT, cell, evaluate, load_checkpoint, load_data, shot_accuracy, show, use_bf16
 from model import ARCHS, Model
 from sampler import JointBatchSampler
@@ -119,8 +119,8 @@ def write(path, data):
 
 def save(out, state, m, model, optimizer):
     """record.csv and class_loss.csv (Fig. 2: mean loss per class and epoch under either sampler), then last.pt."""
-    state = state | dict(m=m, model=model.state_dict(), predict_with=model.predict_with, optimizer=optimizer.state_dict(),
-                         sums=total(state["sums"]), class_sums=total(state["class_sums"]))
+    state = state | dict(m=m, model=model.state_dict(), optimizer=optimizer.state_dict(), sums=total(state["sums"]),
+                         class_sums=total(state["class_sums"]), predict_with=model.predict_with)
     if int(os.environ.get("RANK", 0)):  # one process writes
         return
     losses = [["epoch", "sampler", *range(len(state["N_c"]))]]
@@ -192,8 +192,9 @@ def share(recipe, labels, start, M, world, rank):
         sampler = JointBatchSampler(labels, S, Z, M, seed, start, lambda_1 > 0, lambda_2 > 0)
     except ValueError as error:
         raise InputError(f"--batch-size {S} --Z {Z}: {error}") from None
-    if S % (world * Z):
-        raise InputError(f"--batch-size {S} --Z {Z}: {world} processes need a multiple of {world} x {Z} = {world * Z}")
+    least = world * (Z if lambda_1 else 1)
+    if S % least:
+        raise InputError(f"--batch-size {S} --Z {Z}: {world} processes need a multiple of {least}, whole classes for each")
     return sampler, torch.arange(S * len(sampler.samplers)).view(-1, world, S // world)[:, rank].flatten()
 
 
@@ -291,7 +292,7 @@ def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=Fals
         if saving:
             save(out, state, m, model, optimizer)
         if stopping:
-            say(f"stopped at iteration {m}/{M}; go on with: python train.py --resume {out}/last.pt", file=sys.stderr)
+            say(f"{RETURN}stopped at iteration {m}/{M}; go on with: python train.py --resume {out}/last.pt", file=sys.stderr)
             sys.exit(128 + (stop or [signal.SIGTERM])[0])
 
     counts = evaluate(model, sets["test"], device, amp, workers, rank, world)
@@ -303,17 +304,6 @@ def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=Fals
 
 
 # ------------------------------------------------------------------------------ command line
-
-def at_least(kind, low):
-    """An argparse type: a finite number of 0, 1, ... or more."""
-    def parse(text):
-        value = kind(text)
-        if not low <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a number of {low} or more")
-        return value
-    parse.__name__ = kind.__name__
-    return parse
-
 
 def flags():
     """The parser; a flag that is not given leaves no trace, so that the recipe can fill it in."""
@@ -343,7 +333,7 @@ def flags():
     add("--out", metavar="DIR", help="folder of the run (runs/ and a name made of the recipe)")
     add("--resume", metavar="CHECKPOINT", help="go on from a run's last.pt, with its recipe")
     add("--save-every", type=whole, metavar="M", help="also save every M iterations (once an epoch)")
-    add("--workers", type=at_least(int, 0), help="image loading processes (one a core, at most 16)")
+    add("--workers", type=at_least(int, 0), help=f"image loading processes ({CORES}: one a core)")
     add("--compile", action="store_true", help="torch.compile phi")
     return parser
 
@@ -353,7 +343,7 @@ def parse(argv):
     parser = flags()
     given = vars(parser.parse_args(argv))
     options = dict(save_every=given.pop("save_every", None), compile=given.pop("compile", False),
-                   workers=given.pop("workers", min(16, len(os.sched_getaffinity(0)))))
+                   workers=given.pop("workers", CORES))
     out, resume = given.pop("out", None), given.pop("resume", None)
     if "root" in given:
         given["root"] = os.path.abspath(given["root"])

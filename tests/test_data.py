@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision import transforms as v1
 
 import data
+import train
 from conftest import TINY_TRAIN, write_lists
 from data import InputError, exponential, load, loader, pareto, read_image, transforms
 
@@ -176,9 +177,8 @@ def test_make_refuses_a_class_that_cannot_give_what_is_asked(folders, tmp_path, 
     assert code == 1 and "has 40 images, fewer than the 35 + 4 + 6" in err and not list(tmp_path.glob("x_*"))
 
 
-@pytest.fixture
-def cifar(tmp_path, monkeypatch):
-    """Archives laid out as torchvision expects CIFAR, with 1 x noise images of the real sizes per class."""
+def make_cifar(tmp_path, monkeypatch, n_train=50000, n_test=10000):
+    """Archives laid out as torchvision expects CIFAR, of noise."""
     import torchvision.datasets.cifar as module
     monkeypatch.setattr(module, "check_integrity", lambda *args: True)
     rng = np.random.default_rng(0)
@@ -186,7 +186,7 @@ def cifar(tmp_path, monkeypatch):
     def archive(folder, names, meta, key, C):
         (tmp_path / folder).mkdir()
         for i, name in enumerate(names):
-            n = 50000 // (len(names) - 1) if i < len(names) - 1 else 10000
+            n = n_train // (len(names) - 1) if i < len(names) - 1 else n_test
             images = np.zeros((n, 3072), np.uint8)
             images[:, :8] = rng.integers(256, size=(n, 8))  # enough to tell images apart
             labels = (np.arange(n) % C).tolist()
@@ -198,7 +198,8 @@ def cifar(tmp_path, monkeypatch):
     return str(tmp_path)
 
 
-def test_cifar_counts_splits_and_crops(cifar):
+def test_cifar_counts_splits_and_crops(tmp_path, monkeypatch):
+    cifar = make_cifar(tmp_path, monkeypatch)
     for name, N, largest, val in (("cifar10_lt", 12406, 5000, 500), ("cifar100_lt", 10847, 500, 50)):
         sets = load(name, cifar, 32)
         train, held_out, test = (s.images.flatten(1)[:, :1024].numpy() for s in sets.values())
@@ -208,6 +209,15 @@ def test_cifar_counts_splits_and_crops(cifar):
         assert not (rows[0] & rows[1] or rows[0] & rows[2] or rows[1] & rows[2])  # nothing shared
     assert sets["train"][0][0].shape == (3, 32, 32)
     assert load("cifar10_lt", cifar, 32, imbalance=10)["train"].N_c.tolist()[::9] == [5000, 500]
+
+
+def test_cifar_trains_with_the_small_stem_from_the_command_line(tmp_path, monkeypatch, capsys):
+    root = make_cifar(tmp_path, monkeypatch, 500, 20)
+    train.main(["--data", "cifar10_lt", "--root", root, "--imbalance", "10", "--batch-size", "16", "--epochs", "1",
+                "--out", str(tmp_path / "run"), "--workers", "0"])
+    assert "Overall" in capsys.readouterr().out
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert state["model"]["phi.1.conv1.weight"].shape == (64, 3, 3, 3) and sum(state["N_c"]) == exponential(10, 50, 10).sum()
 
 
 def test_cifar_that_is_not_there_says_how_to_get_it(tmp_path):

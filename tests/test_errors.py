@@ -127,6 +127,16 @@ def test_other_flags(root, refused, argv, named):
     assert named in refused(train.main, [*tiny_flags(root, out="run"), *argv])
 
 
+def test_pretrained_weights_without_a_network(root, refused, monkeypatch):
+    import model
+
+    def offline(arch, weights):
+        raise OSError("<urlopen error no network>")
+    monkeypatch.setattr(model, "get_model", offline)
+    line = refused(train.main, [*tiny_flags(root, out="run", arch="resnet18"), "--pretrained"], 1)
+    assert "--arch resnet18 --pretrained: <urlopen error no network>" in line
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tiny_root, tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint")
@@ -176,7 +186,7 @@ def test_data_that_changed_since_is_refused(root, refused, checkpoint):
     (["--make", "x"], "--from"), (["--make", "x", "--from", "/nosuch"], "/nosuch"),
     (["--make", "x", "--from", "train", "--max", 3, "--min", 5], "--min"), (["--make", "x", "--from", "train", "--alpha", 0], "--alpha"),
     (["--make", "x", "--from", "train/n00000000"], "two or more classes"), (["--make", "x", "--from", "train"], "has "),
-    (["--make", "tiny", "--from", "train", "--root", "."], "tiny_train.txt exists"), (["--data", "tiny"], "data: no such folder"),
+    (["--make", "tiny", "--from", "train", "--root", "."], "tiny_train.txt exists"), (["--data", "tiny"], "data: no such folder"), (["--data", "cifar10_lt", "--imbalance", 0], "--imbalance"),
     (["--data", "tiny", "--root", "tiny_val.txt"], "tiny_val.txt: no such folder")])
 def test_data_command(root, refused, argv, named):
     assert named in refused(data.main, argv)
