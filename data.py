@@ -313,7 +313,7 @@ def main(argv=None):
     add("--min", type=at_least(int, 1), default=5, help="... and of the smallest (default: 5)")
     add("--val", type=at_least(int, 1), default=20, help="validation images per class (default: 20)")
     add("--test", type=at_least(int, 1), default=50, help="test images per class (default: 50)")
-    add("--seed", type=at_least(int, 0), default=0, help="of the choice of images and of the order of classes (default: 0)")
+    add("--seed", type=at_least(int, 0), default=0, help="of the choice of images and the order of classes (default: 0)")
     args = parser.parse_args(argv)
     if args.make:
         if not args.source or args.min > args.max:

@@ -72,7 +72,7 @@ class JointBatchSampler:
 
     def __init__(self, labels, S, Z=4, M=1, seed=0, start=0, cbs=True, rrs=True):
         regular = RegularRandomSampler(labels, S, seed)
-        self.samplers = [ClassBalancedSampler(labels, S, Z, seed)] * cbs + [regular] * rrs
+        self.samplers = ([ClassBalancedSampler(labels, S, Z, seed)] if cbs else []) + ([regular] if rrs else [])
         self.start, self.M = start, M
 
     def __iter__(self):

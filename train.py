@@ -194,7 +194,7 @@ def share(recipe, labels, start, M, world, rank):
         raise InputError(f"--batch-size {S} --Z {Z}: {error}") from None
     least = world * (Z if lambda_1 else 1)
     if S % least:
-        raise InputError(f"--batch-size {S} --Z {Z}: {world} processes need a multiple of {least}, whole classes for each")
+        raise InputError(f"--batch-size {S} --Z {Z}: {world} processes need a multiple of {least}: whole classes each")
     return sampler, torch.arange(S * len(sampler.samplers)).view(-1, world, S // world)[:, rank].flatten()
 
 
@@ -292,7 +292,8 @@ def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=Fals
         if saving:
             save(out, state, m, model, optimizer)
         if stopping:
-            say(f"{RETURN}stopped at iteration {m}/{M}; go on with: python train.py --resume {out}/last.pt", file=sys.stderr)
+            say(f"{RETURN}stopped at iteration {m}/{M}; go on with: python train.py --resume {out}/last.pt",
+                file=sys.stderr)
             sys.exit(128 + (stop or [signal.SIGTERM])[0])
 
     counts = evaluate(model, sets["test"], device, amp, workers, rank, world)

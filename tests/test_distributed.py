@@ -87,7 +87,7 @@ def test_slices_together_are_the_global_batch(world, lambdas):
 
 @pytest.mark.parametrize("world, S, Z", [(3, 32, 4), (2, 12, 4), (8, 48, 4)])
 def test_S_that_does_not_divide_over_the_processes_is_refused(world, S, Z):
-    with pytest.raises(InputError, match=f"--batch-size {S} .* a multiple of {world * Z},"):
+    with pytest.raises(InputError, match=f"--batch-size {S} .* a multiple of {world * Z}:"):
         share(DEFAULTS | dict(batch_size=S, Z=Z), LABELS, 0, 1, world, 0)
 
 
