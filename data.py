@@ -83,15 +83,28 @@ def read_image(path):
     return v2.functional.to_dtype(image, torch.uint8, scale=True)
 
 
+def colour_jitter(image, strength=0.4):
+    """What v2.ColorJitter does, in a third of its time: brightness, contrast and saturation by random factors in random
+    order, as one affine map of the colours, clipped once at its end. uint8 [3, H, W] to the same."""
+    x, grey = image.reshape(3, -1).float(), torch.tensor([[0.2989, 0.587, 0.114]])
+    A, b = torch.eye(3), torch.zeros(3, 1)
+    for step, factor in zip(torch.randperm(3).tolist(), torch.empty(3).uniform_(1 - strength, 1 + strength).tolist()):
+        if step == 0:  # contrast: towards the image's mean grey
+            A, b = factor * A, factor * b + (1 - factor) * grey @ (A @ x.mean(1, keepdim=True) + b)
+        else:  # 1, brightness: towards black; 2, saturation: towards each pixel's grey
+            M = factor * torch.eye(3) + (step - 1) * (1 - factor) * grey
+            A, b = M @ A, M @ b
+    return torch.addmm(b, A, x).clamp_(0, 255).to(torch.uint8).view(image.shape)
+
+
 def transforms(name, size, train):
     """From uint8 [3, H, W] to uint8 [3, size, size]: that of [19] for photographs, None for glyphs."""
     if name == "glyphs_lt":
         return None
     if name.startswith("cifar"):
         return v2.Compose([v2.RandomCrop(size, padding=4), v2.RandomHorizontalFlip()]) if train else None
-    if train:  # jitter works in float: on uint8 each of its three steps would convert there and back
-        return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True),
-                           v2.ColorJitter(0.4, 0.4, 0.4), v2.ToDtype(torch.uint8, scale=True)])
+    if train:
+        return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), colour_jitter])
     return v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
 
 
@@ -313,7 +326,7 @@ def main(argv=None):
     add("--min", type=at_least(int, 1), default=5, help="... and of the smallest (default: 5)")
     add("--val", type=at_least(int, 1), default=20, help="validation images per class (default: 20)")
     add("--test", type=at_least(int, 1), default=50, help="test images per class (default: 50)")
-    add("--seed", type=at_least(int, 0), default=0, help="of the choice of images and the order of classes (default: 0)")
+    add("--seed", type=at_least(int, 0), default=0, help="of the choice of images and order of classes (default: 0)")
     args = parser.parse_args(argv)
     if args.make:
         if not args.source or args.min > args.max:

@@ -15,6 +15,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["train"])
 
+def pytest_configure(config):  # read_image says what happens when torchvision drops its decoders
+    config.addinivalue_line("filterwarnings", "ignore:The image decoding:DeprecationWarning")
+
+
 TINY_TRAIN = [40, 21, 12, 5]  # images per class
 
 

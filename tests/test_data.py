@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms as v1
+from torchvision.transforms.v2 import functional as F
 
 import data
 import train
 from conftest import TINY_TRAIN, write_lists
-from data import InputError, exponential, load, loader, pareto, read_image, transforms
+from data import InputError, colour_jitter, exponential, load, loader, pareto, read_image, transforms
 
 
 def test_pareto_counts_worked_out_by_hand():
@@ -76,6 +77,20 @@ def test_test_transform_is_that_of_the_reference_within_a_grey_level(kinds):
     theirs = v1.Compose([v1.Resize(256), v1.CenterCrop(224)])(Image.open(path).convert("RGB"))
     ours = transforms("imagenet_lt", 224, train=False)(read_image(path))
     assert np.abs(ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs)).mean() < 1.5
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_colour_jitter_is_torchvisions_where_nothing_is_clipped(seed):
+    image = torch.randint(100, 140, (3, 20, 30), dtype=torch.uint8)
+    torch.manual_seed(seed)
+    ours = colour_jitter(image)
+    torch.manual_seed(seed)
+    order, factors = torch.randperm(3).tolist(), torch.empty(3).uniform_(0.6, 1.4).tolist()
+    theirs = image / 255
+    for step, factor in zip(order, factors):
+        theirs = (F.adjust_contrast, F.adjust_brightness, F.adjust_saturation)[step](theirs, factor)
+    assert 0 < theirs.min() and theirs.max() < 1 and len(set(order)) == 3
+    assert (ours - 255 * theirs).abs().max() < 1.01
 
 
 def test_training_transform_is_random_and_in_range(kinds):
