@@ -190,7 +190,7 @@ def cifar_lt(name, root, imbalance, download):
         archive = torchvision.datasets.CIFAR10 if name == "cifar10_lt" else torchvision.datasets.CIFAR100
         train, test = (archive(root, train, download=download) for train in (True, False))
     except (RuntimeError, OSError) as error:
-        hint = "the download failed" if download else f"python data.py --data {name} --root {root} --download fetches it"
+        hint = "the download failed" if download else f"fetch it: python data.py --data {name} --root {root} --download"
         raise InputError(f"{archive.__name__} is not in {root}: {hint} ({str(error).splitlines()[0]})") from None
     y, N_max = np.array(train.targets), len(train) // len(train.classes)
     N_c, rng = exponential(len(train.classes), N_max, imbalance), np.random.default_rng(0)
