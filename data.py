@@ -228,10 +228,11 @@ def image_lists(name, root):
             raise InputError(f"unknown dataset {name!r}: no {os.path.join(root, file)}; "
                              f"there are {', '.join(['glyphs_lt', 'cifar10_lt', 'cifar100_lt', *known])}")
         sets.append(read_list(found[file]))
-        classes = sorted(set(sets[0][1]))
-        for c, label in enumerate(classes):
-            if label != c:
-                raise InputError(f"{found[file]}: class {c} has no training image, though there is a class {label}")
+        if len(sets) == 1:  # of train, which says what classes there are
+            classes = sorted(set(sets[0][1]))
+            for c, label in enumerate(classes):
+                if label != c:
+                    raise InputError(f"{found[file]}: class {c} has no training image, though there is a class {label}")
         for image, label in zip(*sets[-1]):
             if label > classes[-1]:
                 raise InputError(f"{found[file]}: {os.fsdecode(image)} has label {label}, but training has only "
