@@ -32,7 +32,7 @@ DEFAULTS = dict(data="glyphs_lt", root="data", arch="resnet10", lambdas=[0.5, 1.
                 epochs=90, lr=0.1, lr_pretrained=0.001, momentum=0.9, weight_decay=5e-4, size=224, imbalance=100.0,
                 seed=0, amp=True, pretrained=False, small_stem=False, rotation_augmentation=False, init=None)
 RECIPES = {
-    "glyphs_lt": dict(epochs=4, lr=0.05, size=32),
+    "glyphs_lt": dict(epochs=5, lr=0.03, size=32),
     "imagenet_lt": dict(epochs=90, lr=0.1),
     "places_lt": dict(epochs=90, lr=0.1),
     "places_lt resnet152": dict(epochs=30, pretrained=True),

@@ -274,8 +274,8 @@ def naive(folder):
 
 def evaluation():
     print(f"Evaluation over the bare forward pass, {DEVICE.type}")
-    model, n = Model("resnet10", 53).to(DEVICE), 2048
-    images, labels = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), np.arange(n) % 53
+    model, n = Model("resnet10", 62).to(DEVICE), 2048
+    images, labels = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), np.arange(n) % 62
     dataset, amp, resident_images = LongTailed(images, labels), use_bf16(DEVICE, True), images.to(DEVICE)
 
     @torch.inference_mode()
