@@ -80,6 +80,7 @@ def read_image(path):
         raise InputError(f"{path}: no such image file") from None
     except Exception as error:
         raise InputError(f"{path}: not a readable image ({type(error).__name__})") from None
+    image = image[0] if image.ndim == 4 else image  # an animated GIF: its first frame
     return v2.functional.to_dtype(image, torch.uint8, scale=True)
 
 
