@@ -1,6 +1,6 @@
 """Overall and many / medium / low-shot accuracy. Paper: Sec. 4.2; exports what Figures 3 and 4 draw.
 
-    python evaluate.py runs/glyphs_lt-resnet10-CBS+RRS+SS-seed0/last.pt [--split val] [--export FILE.npz]
+    python evaluate.py runs/glyphs_lt-resnet10-CBS+RRS+SS_0.5_1_1-seed0/last.pt [--split val] [--export FILE.npz]
 """
 import numpy as np
 import torch

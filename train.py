@@ -41,7 +41,6 @@ RECIPES = {
     "tinyimagenet_lt": dict(epochs=90, size=64),
 }
 
-
 RETURN = "\r\033[K" * sys.stdout.isatty()  # a terminal's progress line is rewritten
 
 
@@ -217,6 +216,16 @@ def check_finite(window, m, out):
     return window.mean(0).tolist()
 
 
+def begin(recipe, checkpoint, N_c, device, rank):
+    """What is saved of a run but the network, new or a checkpoint's. sums: l_CBS, l_RRS, l_SS since the epoch began;
+    class_sums: by sampler and class, losses and images (Fig. 2)."""
+    state = checkpoint or dict(layout=LAYOUT, method=method(recipe), m=0, N_c=N_c.tolist(), record=[], class_loss=[],
+                               sums=torch.zeros(3), class_sums=torch.zeros(2, 2, len(N_c)))
+    for name in ("sums", "class_sums"):  # saved as totals over the processes, so only one takes them up again
+        state[name] = state[name].to(device) * (rank == 0)
+    return state | dict(recipe=recipe)
+
+
 def tally(state, l, Y, world):
     """Add an iteration's losses to state["sums"] and, by class, to state["class_sums"]; returns their means [3]."""
     means = torch.stack([x.mean() for x in l])
@@ -243,12 +252,7 @@ def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=Fals
     say = print if rank == 0 else lambda *args, **kwargs: None
     sets = load_data(recipe, checkpoint and checkpoint["N_c"])
     N_c, N, amp = sets["train"].N_c, len(sets["train"]), use_bf16(device, recipe["amp"])
-    # sums: l_CBS, l_RRS, l_SS since the epoch began; class_sums: by sampler and class, losses and images (Fig. 2)
-    state = checkpoint or dict(layout=LAYOUT, method=method(recipe), m=0, N_c=N_c.tolist(), record=[], class_loss=[],
-                               sums=torch.zeros(3), class_sums=torch.zeros(2, 2, len(N_c)))
-    state["recipe"] = recipe
-    for name in ("sums", "class_sums"):  # saved as totals over the processes, so only one takes them up again
-        state[name] = state[name].to(device) * (rank == 0)
+    state = begin(recipe, checkpoint, N_c, device, rank)
     steps, start = N // recipe["batch_size"], state["m"]  # iterations of an epoch; done so far
     M = recipe["epochs"] * steps
     sampler, mine = share(recipe, sets["train"].labels.numpy(), start, M, world, rank)
