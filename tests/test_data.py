@@ -65,7 +65,8 @@ def kinds(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["with space.jpg", "colour.png", "colour.bmp", "colour.tiff", "colour.webp", "cmyk.jpg",
-                                  "colour moving.gif", "alpha.png", "really_a_jpeg.png", "grey.jpg", "grey.png", "grey16.png", "grey16.tiff"])
+                                  "colour moving.gif", "alpha.png", "really_a_jpeg.png", "grey.jpg", "grey.png",
+                                  "grey16.png", "grey16.tiff"])
 def test_every_kind_of_image_decodes_to_its_picture(kinds, name):
     folder, picture, grey = kinds
     image = read_image(str(folder / name))
