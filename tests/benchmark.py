@@ -20,7 +20,7 @@ from torchvision import transforms as v1
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train  # noqa: E402
-from data import LongTailed, exponential, loader, pareto, read_image, transforms  # noqa: E402
+from data import LongTailed, loader, read_image, transforms  # noqa: E402
 from evaluate import evaluate, use_bf16  # noqa: E402
 from model import Model  # noqa: E402
 from sampler import ClassBalancedSampler, JointBatchSampler  # noqa: E402
