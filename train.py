@@ -223,7 +223,8 @@ def begin(recipe, checkpoint, N_c, device, rank):
                                sums=torch.zeros(3), class_sums=torch.zeros(2, 2, len(N_c)))
     for name in ("sums", "class_sums"):  # saved as totals over the processes, so only one takes them up again
         state[name] = state[name].to(device) * (rank == 0)
-    return state | dict(recipe=recipe)
+    state["recipe"] = recipe
+    return state
 
 
 def tally(state, l, Y, world):

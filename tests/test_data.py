@@ -37,7 +37,7 @@ def test_glyphs_are_drawn_alike_from_a_seed_and_balanced_where_they_are_tested()
     sets = load("glyphs_lt")
     assert [len(s) for s in sets.values()] == [10829, 62 * 20, 62 * 40]
     assert set(sets["val"].N_c) == {20} and set(sets["test"].N_c) == {40}
-    assert sets["train"].N_c[[0, 61]].tolist() == [1280, 5]
+    assert sets["train"].N_c[0] == 1280 and sets["train"].N_c[-1] == sets["train"].N_c.min() == 5
     assert all(image.float().std() > 10 for image in sets["test"].images[::40])  # every character shows
 
 
