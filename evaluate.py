@@ -1,118 +1,125 @@
-"""Overall and many / medium / low-shot accuracy. Paper: Sec. 4.2; exports what Figures 3 and 4 draw.
+"""Overall and many / medium / low-shot accuracy. Sec. 4.2; exports what Figures 3 and 4 draw.
 
-    python evaluate.py runs/glyphs_lt-resnet10-CBS+RRS+SS_0.5_1_1-seed0/last.pt [--split val] [--export FILE.npz]
+    row = shot_accuracy(labels, predictions, N_c)     # {"Many": 95.9, "Medium": ..., ...}
+
+    python evaluate.py runs/RUN/last.pt [--split val] [--export FILE.npz]
 """
+import argparse, os
+
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from data import CORES, SPLITS, InputError, Parser, at_least, loader, load, run, shots
-from model import Model
+from data import SPLITS, WORKERS, Parser, explain, load, loader, number, require, run, shots
+from model import Model, has_bf16
 
-LAYOUT = "to-balance-or-not-to-balance 1"  # of a checkpoint
+LAYOUT = "to-balance-or-not-to-balance 2"  # of a checkpoint
 
+def class_accuracy(labels, predictions, C):
+    """Share of right predictions, both int [N], per class: [C], NaN for a class without images."""
+    right, total = (np.bincount(y, minlength=C) for y in (labels[labels == predictions], labels))
+    return np.divide(right, total, out=np.full(C, np.nan), where=total > 0)
 
-def load_checkpoint(path):
-    """A checkpoint of train.py as a dict, on the CPU; data only, no code runs. Raises InputError."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        layout = dict(checkpoint)["layout"]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint") from None
-    except Exception as error:
-        raise InputError(f"{path}: not a checkpoint of this project, or damaged ({type(error).__name__})") from None
-    if layout != LAYOUT:
-        raise InputError(f"{path}: layout {layout!r}, but this version reads {LAYOUT!r}; use the version that wrote it")
-    return checkpoint
+def shot_accuracy(labels, predictions, N_c):
+    """Sec. 4.2, in percent: {"Many", "Medium", "Low": mean over the shot's classes of the accuracy
+    per class, "Overall": over all images}; NaN for a shot without images. N_c: int [C]."""
+    accuracy, row = class_accuracy(labels, predictions, len(N_c)), {}
+    for shot, mask in shots(N_c).items():
+        mask = mask & ~np.isnan(accuracy)
+        row[shot] = 100 * accuracy[mask].mean() if mask.any() else np.nan
+    return row | {"Overall": 100 * (labels == predictions).sum() / len(labels)}
 
-
-def load_data(recipe, N_c=None):
-    """The splits that a recipe names. Raises InputError where the training counts are not N_c, a checkpoint's."""
-    sets = load(recipe["data"], recipe["root"], recipe["size"], recipe["imbalance"])
-    if N_c is not None and sets["train"].N_c.tolist() != N_c:
-        raise InputError(f"{recipe['data']} in {recipe['root']} is not what the checkpoint was trained on: "
-                         "its training images per class differ")
-    return sets
-
-
-def use_bf16(device, amp):
-    """Whether to run under bfloat16 autocast: where `amp` allows it and the hardware has it."""
-    if device.type == "cuda":
-        return amp and torch.cuda.is_bf16_supported(including_emulation=False)
-    return amp and bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))
-
-
-@torch.inference_mode()
-def predict(model, dataset, device, amp, workers=0, rank=0, world=1):
-    """Yield features [B, 512], predictions [B] and labels [B], on `device`, of images rank, rank + world, ..."""
-    model.eval()
-    share = range(rank, len(dataset), world)
-    draws = [[(i, 0) for i in share[j:j + 256]] for j in range(0, len(share), 256)]
-    for images, labels, _ in loader(dataset, draws, workers, device.type == "cuda"):
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            features = model.phi(images.to(device, non_blocking=True))
-            yield features, model.classifier(features).argmax(1), labels.to(device, non_blocking=True)
-
-
-def evaluate(model, dataset, device, amp, workers=0, rank=0, world=1):
-    """Correct and all images per class, int [2, C], summed over the processes of a distributed run."""
-    counts = torch.zeros(2, model.classifier.out_features, dtype=torch.long, device=device)
-    for _, predictions, labels in predict(model, dataset, device, amp, workers, rank, world):
-        counts.index_add_(1, labels, torch.stack([predictions == labels, labels == labels]).long())
-    if world > 1:
-        dist.all_reduce(counts)
-    return counts.cpu().numpy()
-
-
-def shot_accuracy(counts, N_c):
-    """Sec. 4.2, in percent: {"Many", "Medium", "Low": mean over the shot's classes of the accuracy per class,
-    "Overall": over all images}. counts: int [2, C], see evaluate; N_c: int [C]. NaN for a shot without images."""
-    correct, total = counts
-    row = {shot: 100 * np.mean(correct[mask] / total[mask]) if mask.any() else np.nan
-           for shot, mask in ((shot, mask & (total > 0)) for shot, mask in shots(N_c).items())}
-    return row | {"Overall": 100 * correct.sum() / total.sum()}
-
+def report(title, dataset, predictions, N_c, out=None):
+    """Print the paper's columns, in percent; out: a folder, for them and each class in test.csv."""
+    labels, row = dataset.labels, shot_accuracy(dataset.labels, predictions, N_c)
+    if out:
+        classes = class_accuracy(labels, predictions, len(N_c))
+        lines = ["class,N_c,accuracy"] + [f"{shot},,{a}" for shot, a in row.items()]
+        lines += [f"{y},{n},{100 * a}" for y, (n, a) in enumerate(zip(N_c, classes))]
+        write(f"{out}/test.csv", ("\n".join(lines) + "\n").encode())
+    print(title, " ".join(f"{shot:>7}" for shot in row),
+          " ".join(f"{cell(accuracy):>7}" for accuracy in row.values()), sep="\n")
+    if np.ptp(np.bincount(labels)):
+        print("(this split is not balanced: Overall is over images, the shots over classes)")
 
 def cell(accuracy):
     return "–" if np.isnan(accuracy) else f"{accuracy:.1f}"
 
+def write(path, content):
+    """Save bytes completely or not at all. Raises InputError."""
+    with explain(f"{path}: cannot be saved; what was saved before is untouched", OSError):
+        try:
+            with open(f"{path}.tmp", "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(f"{path}.tmp", path)
+        finally:
+            if os.path.lexists(f"{path}.tmp"):
+                os.remove(f"{path}.tmp")
 
-def show(row, counts):
-    """The paper's columns, in percent, an empty shot as –."""
-    print(*(f"{shot:>7}" for shot in row))
-    print(*(f"{cell(accuracy):>7}" for accuracy in row.values()))
-    if np.ptp(counts[1]):
-        print("(this split is not balanced: Overall is over images, the shots are means over classes)")
+@torch.inference_mode()
+def predict(model, dataset, amp, workers=0, rank=0, world=1):
+    """Predictions for a split, int [N], and features, a list of [B, 512]. Many processes share the
+    work and the first one's batch statistics; each gets all predictions, but its own features."""
+    model.eval()
+    device, features = model.classifier.weight.device, []
+    for buffer in model.buffers() if world > 1 else ():
+        dist.broadcast(buffer, 0)
+    predictions = torch.zeros(len(dataset), dtype=torch.long, device=device)
+    share = range(rank, len(dataset), world)
+    batches = [share[i:i + 256] for i in range(0, len(share), 256)]
+    for i, (images, _) in zip(batches, loader(dataset, batches, workers, device.type == "cuda")):
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp and has_bf16(device)):
+            features.append(model.phi(images.to(device, non_blocking=True)))
+            predictions[i.start:i.stop:world] = model.classifier(features[-1]).argmax(1)
+    if world > 1:
+        dist.all_reduce(predictions)
+    model.train()
+    return predictions.cpu().numpy(), features
 
+def load_checkpoint(path):
+    """A checkpoint of train.py, on the CPU; data only, no code runs. Raises InputError."""
+    with explain(f"{path}: not a checkpoint of this project, or damaged", Exception):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        layout = dict(checkpoint)["layout"]
+    require(layout == LAYOUT, f"{path}: layout {layout!r}; only the version that wrote it reads it")
+    return checkpoint
+
+def load_data(args, checkpoint=None, splits=SPLITS):
+    """The splits that settings name. Raises InputError where they are not the checkpoint's."""
+    sets = load(args.data, args.root, args.size, args.imbalance, splits=splits)
+    for split in ["train", *splits]:
+        require(not checkpoint or sets[split].fingerprint == checkpoint["lists"][split],
+                f"{args.data} in {args.root}: its {split} list is not the one trained with")
+    return sets
 
 def main(argv=None):
-    parser = Parser(description="Accuracy of a trained model; everything is rebuilt from its checkpoint.")
+    parser = Parser(description="Accuracy of a trained model, rebuilt from its checkpoint.",
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("checkpoint", help="runs/.../last.pt")
-    add("--split", choices=SPLITS, default="test", help="split to evaluate (default: test)")
-    add("--export", metavar="FILE.npz", help="save labels, predictions, features, class_accuracy, N_c, weight_norms")
-    add("--root", help="where the data is now (default: where it was in training)")
-    add("--workers", type=at_least(int, 0), default=CORES, help="loading processes (default: %(default)s)")
+    add("--split", choices=SPLITS, default="test", help="split to evaluate")
+    add("--export", metavar="FILE.npz", help="save what the figures need")
+    add("--root", metavar="DIR", help="where the data is now; None: where it was in training")
+    add("--workers", type=number(int, 0), default=WORKERS, help="loading processes")
     args = parser.parse_args(argv)
     checkpoint = load_checkpoint(args.checkpoint)
-    recipe = checkpoint["recipe"] | ({"root": args.root} if args.root else {})
-    N_c = checkpoint["N_c"]
-    dataset = load_data(recipe, N_c)[args.split]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = Model(recipe["arch"], len(N_c), small_stem=recipe["small_stem"], predict_with=checkpoint["predict_with"])
+    recipe, N_c = argparse.Namespace(**checkpoint["recipe"]), checkpoint["N_c"]
+    recipe.root = args.root or recipe.root
+    dataset = load_data(recipe, checkpoint, [args.split])[args.split]
+    model = Model(recipe.arch, len(N_c), False, recipe.small_stem, checkpoint["predict_with"])
     model.load_state_dict(checkpoint["model"])
-    parts = predict(model.to(device), dataset, device, use_bf16(device, recipe["amp"]), args.workers)
-    features, predictions, labels = (torch.cat(part).cpu().float().numpy() for part in zip(*parts))
-    labels, predictions = labels.astype(int), predictions.astype(int)
-    counts = np.stack([np.bincount(y, minlength=len(N_c)) for y in (labels[labels == predictions], labels)])
-    print(f"{recipe['data']} {args.split}, {recipe['arch']}, {checkpoint['method']}, iteration {checkpoint['m']:,}")
-    show(shot_accuracy(counts, N_c), counts)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    predictions, features = predict(model, dataset, recipe.amp, args.workers)
+    title = "{data} {}, {arch}, {}, iteration {:,}".format(
+        args.split, checkpoint["method"], checkpoint["m"], **checkpoint["recipe"])
+    report(title, dataset, predictions, N_c)
     if args.export:
-        with np.errstate(invalid="ignore"):
-            np.savez(args.export, labels=labels, predictions=predictions, features=features, N_c=N_c,
-                     class_accuracy=100 * counts[0] / counts[1],
-                     weight_norms=model.classifier.weight.detach().norm(dim=1).cpu().numpy())
-
+        np.savez(args.export, labels=dataset.labels, predictions=predictions, N_c=N_c,
+                 features=torch.cat(features).float().cpu().numpy(),
+                 class_accuracy=100 * class_accuracy(dataset.labels, predictions, len(N_c)),
+                 weight_norms=model.classifier.weight.detach().norm(dim=1).cpu().numpy())
 
 if __name__ == "__main__":
     run(main)

@@ -1,390 +1,414 @@
-"""Training: the weighted-loss loop, Algorithm 1 and Eq. 2. Paper: Secs. 3.4 and 4.4.
+"""Training: Algorithm 1 and Eq. 2. Secs. 3.4 and 4.4.
 
-    python train.py                                                      # glyphs_lt: minutes on a CPU
-    python train.py --data imagenet_lt --arch resnet10 --root DIR        # the paper's Table 1, on one GPU
-    torchrun --nproc_per_node=8 train.py --data imagenet_lt --root DIR   # the same on 8 GPUs (add --nnodes ...)
-    python train.py --resume runs/RUN/last.pt                            # go on where a run was stopped
+    python train.py                                                    # glyphs_lt: minutes on a CPU
+    python train.py --data imagenet_lt --arch resnet10 --root DIR      # Table 1, on one GPU
+    torchrun --nproc_per_node=8 train.py --data imagenet_lt --root DIR # ... on 8 (add --nnodes ...)
+    python train.py --resume runs/RUN/last.pt                          # go on where a run stopped
 """
-import argparse
-import datetime
-import io
-import json
-import math
-import os
-import signal
-import sys
-import time
+import argparse, fcntl, io, itertools, json, math, os, shlex, signal, sys, time
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads leave the cores to others
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from data import CORES, InputError, Parser, at_least, loader, run
-from evaluate import LAYOUT, cell, evaluate, load_checkpoint, load_data, shot_accuracy, show, use_bf16
-from model import ARCHS, Model
+import evaluate
+from data import SIGNALS, WORKERS, InputError, Parser, explain, loader, number, require, run
+from model import ARCHS, Model, has_bf16
 from sampler import JointBatchSampler
 
-# Sec. 4.4 and, where it is silent, reference [19]; a flag wins over its dataset's row, and that over DEFAULTS.
-DEFAULTS = dict(data="glyphs_lt", root="data", arch="resnet10", lambdas=[0.5, 1.0, 1.0], Z=4, batch_size=128,
-                epochs=90, lr=0.1, lr_pretrained=0.001, momentum=0.9, weight_decay=5e-4, size=224, imbalance=100.0,
-                seed=0, amp=True, pretrained=False, small_stem=False, rotation_augmentation=False, init=None)
+WORLD, RANK, LOCAL = (int(os.environ.get(name, default)) for name, default in  # torchrun's
+                      (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+TASKS, KEPT = ("l_CBS", "l_RRS", "l_SS"), ("m", "epoch", "sums", "record", "class_loss")
+DEVICE = torch.device(f"cuda:{LOCAL}" if torch.cuda.is_available() else "cpu")
+
+# ------------------------------------------------------------------------------ Algorithm 1
+def rotate(B, theta):
+    """Line 9: image i of B [B, 3, H, H] turned counter-clockwise by theta[i], 0..3, quarters."""
+    turned = torch.stack([B.rot90(quarter, (2, 3)) for quarter in range(4)])
+    return turned[theta, torch.arange(len(B), device=B.device)]
+
+def losses(phi, h, h_a, h_s, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, lambdas):
+    """Lines 9-11 and Eq. 2: L_Final, and of each image l_CBS [S], l_RRS [S], l_SS [2S], as Fig. 2
+    wants them; the paper's are their means. B_CBS, B_RRS: images [S, 3, H, H]; Y_CBS, Y_RRS: int
+    [S]; theta: int [2S], 0..3. A branch whose lambda is 0 is left out; its batch may be empty."""
+    lambda_1, lambda_2, lambda_3 = lambdas
+    B = torch.cat([B_CBS, B_RRS])
+    B_theta = rotate(B, theta) if lambda_3 else B[:0]                                 # line 9
+    features = phi(torch.cat([B, B_theta]))
+    f_CBS, f_RRS, f_theta = features.split([len(B_CBS), len(B_RRS), len(B_theta)])
+    l_CBS = l_RRS = l_SS = torch.zeros(1, device=B.device)
+    if lambda_1:
+        l_CBS = F.cross_entropy(h(f_CBS), Y_CBS, reduction="none")                    # line 10
+    if lambda_2:
+        l_RRS = F.cross_entropy(h_a(f_RRS), Y_RRS, reduction="none")                  # line 10
+    if lambda_3:
+        l_SS = F.cross_entropy(h_s(f_theta), theta, reduction="none")                 # line 11
+    L_Final = lambda_1 * l_CBS.mean() + lambda_2 * l_RRS.mean() + lambda_3 * l_SS.mean()  # line 11
+    return L_Final, l_CBS, l_RRS, l_SS
+
+def cosine(m, M):
+    """Sec. 4.4: the share of the learning rate in force at iteration m, from 1 towards 0 at M."""
+    return (1 + math.cos(math.pi * (m - 1) / M)) / 2
+
+def algorithm_1(modules, optimizer, batches, lambdas, rotation_augmentation, start, M, amp):
+    """Lines 1-13, iterations start + 1 to M. After each, yields m, the losses (l_CBS, l_RRS, l_SS)
+    of each image, and the classes of these images (Y_CBS, Y_RRS, both).
+
+    modules: phi, h, h_a, h_s. batches: of [B_CBS; B_RRS], images from here on, their labels and
+    theta. Lines 2-8 run in sampler.py, perhaps ahead in a loading process, in step with line 1.
+    """
+    cbs, rrs = lambdas[0] > 0, lambdas[1] > 0
+    for m, batch in enumerate(batches, start + 1):                                    # line 1
+        B, Y, theta = (x.to(DEVICE, non_blocking=True) for x in batch)                # lines 2-8
+        S = len(B) // (cbs + rrs)
+        (B_CBS, B_RRS), (Y_CBS, Y_RRS) = B.split([S * cbs, S * rrs]), Y.split([S * cbs, S * rrs])
+        if rotation_augmentation:  # Table 5: the rotated twins join the class losses
+            twins_CBS, twins_RRS = rotate(B, theta).split([S * cbs, S * rrs])
+            B_CBS, Y_CBS = torch.cat([B_CBS, twins_CBS]), Y_CBS.repeat(2)
+            B_RRS, Y_RRS = torch.cat([B_RRS, twins_RRS]), Y_RRS.repeat(2)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=amp):
+            L_Final, *l = losses(*modules, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, lambdas)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * cosine(m, M)
+        optimizer.zero_grad()
+        L_Final.backward()
+        optimizer.step()                                                              # line 12
+        yield m, [x.detach() for x in l], (Y_CBS, Y_RRS, Y)                           # line 13
+
+# ------------------------------------------------------------------------------ a run
+def train(args, checkpoint=None):
+    """A run's whole life, from its start or a checkpoint, alone or as one of many processes."""
+    sets = evaluate.load_data(args, checkpoint)
+    N_c, amp = sets["train"].N_c, args.amp and has_bf16(DEVICE)
+    log = Log(args, len(sets["train"]), len(N_c), checkpoint)
+    model, optimizer = build(args, len(N_c), checkpoint)
+    batches = training_batches(args, sets["train"], log.m, log.M)
+    lock = claim(args, log.m) if RANK == 0 else None  # noqa: F841, held while this function runs
+    print(f"{method(args)} on {args.data}: {len(sets['train']):,} images of {len(N_c)} classes, "
+          f"{WORLD} x {DEVICE.type}, {'bfloat16' if amp else 'float32'}, to {args.out}\n"
+          + ", ".join(f"{key} {value}" for key, value in recipe(args).items()))
+    modules = [DistributedDataParallel(module) if WORLD > 1 and used else module
+               for module, used in zip(model.children(), (True, *args.lambdas))]
+    iterations = algorithm_1(modules, optimizer, batches, args.lambdas, args.rotation_augmentation,
+                             log.m, log.M, amp)
+
+    def save():
+        save_run(args, log, model, optimizer, sets)
+    def predict(split):
+        return evaluate.predict(model, sets[split], args.amp, args.workers, RANK, WORLD)[0]
+    if not args.resume:
+        save()
+    on_signals(log.on_signal)
+    try:
+        for epoch in range(log.epoch, args.epochs):
+            for m, l, Y in itertools.islice(iterations, (epoch + 1) * log.steps - log.m):
+                log.add(m, l, Y)
+                if log.must_stop():
+                    save()
+                    log.leave()
+                if args.save_every and m % args.save_every == 0:
+                    save()
+            save()  # before validation, which takes long and may fail
+            log.end_epoch(sets["val"].labels, predict("val"), N_c)
+            save()
+    except Exception:  # a missing image, a closed pipe: keep what was trained, if it is finite
+        if WORLD == 1:
+            save()
+        raise
+    finally:
+        batches.close()
+    on_signals(signal.SIG_DFL)  # all is saved
+    evaluate.report("test accuracy, in percent", sets["test"], predict("test"), N_c,
+                    args.out if RANK == 0 else None)
+
+def build(args, C, checkpoint=None):
+    """Model and SGD: new, with phi from --init (Table 3), or taken out of a checkpoint."""
+    torch.manual_seed(args.seed)
+    weights, predict_with = args.pretrained and not checkpoint, "h" if args.lambdas[0] else "h_a"
+    with explain(f"--arch {args.arch} --pretrained", ValueError, OSError):  # none, or no network
+        model = Model(args.arch, C, weights, args.small_stem, predict_with)
+    if checkpoint:
+        model.load_state_dict(checkpoint.pop("model"))
+    elif args.init:
+        source = evaluate.load_checkpoint(args.init)["model"]
+        with explain(f"--init {args.init}: its --arch or --small-stem is another", RuntimeError):
+            phi = {k[4:]: v for k, v in source.items() if k.startswith("phi.")}
+            model.phi.load_state_dict(phi)
+    model.to(DEVICE)
+    if DEVICE.type == "cuda" and WORLD > 1:
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if args.compile:
+        model.phi.compile()
+    new, old = [], []
+    for name, p in model.named_parameters():
+        is_old = args.pretrained and name.startswith("phi.") and ".fc." not in name
+        (old if is_old else new).append(p)
+    groups = [dict(params=new, base_lr=args.lr), dict(params=old, base_lr=args.lr_pretrained)]
+    optimizer = torch.optim.SGD(groups, args.lr, args.momentum, 0, args.weight_decay, fused=True)
+    if checkpoint:
+        optimizer.load_state_dict(checkpoint.pop("optimizer"))
+    return model, optimizer
+
+def training_batches(args, dataset, start, M):
+    """Lines 2-8: iterator over the batches of algorithm_1. Every process draws the same global
+    [B_CBS; B_RRS] and takes its slice of either; an image's seed is a function of (--seed, m)."""
+    S, cbs, rrs = args.batch_size, args.lambdas[0] > 0, args.lambdas[1] > 0
+    with explain(f"--batch-size {S} --Z {args.Z}", ValueError):
+        sampler = JointBatchSampler(dataset.labels, S, args.Z, M, args.seed, start, cbs, rrs)
+    require(S % WORLD == 0, f"--batch-size {S}: {WORLD} processes need a multiple of {WORLD}")
+    def items():
+        for m, batch in enumerate(sampler, start + 1):
+            seeds = np.random.default_rng([args.seed, 2, m]).integers(2 ** 32, size=len(batch))
+            pairs = np.stack([batch, seeds], 1).reshape(-1, WORLD, S // WORLD, 2)[:, RANK]
+            yield [tuple(pair) for pair in pairs.reshape(-1, 2).tolist()]
+    return loader(dataset, items(), args.workers, DEVICE.type == "cuda")
+
+def init_process():
+    """Join torchrun's other processes, all but the first of them silent; returns their store."""
+    cuda = DEVICE.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(DEVICE)
+        torch.backends.cudnn.benchmark = True
+    if WORLD == 1:
+        return None
+    store, _, _ = next(dist.rendezvous("env://"))
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=RANK, world_size=WORLD)
+    sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
+    return store
+
+def all_reduce(x):
+    """The sum of a tensor over all processes, on the CPU."""
+    x = x.clone()
+    if WORLD > 1:
+        dist.all_reduce(x)
+    return x.cpu()
+
+# ------------------------------------------------------------------------------ log and checkpoint
+class Log:
+    """What a run accumulates: iteration m of M, losses and their records, a signal to stop.
+
+    sums [3, 2, C]: losses and images of the epoch by task and class; recent: losses not yet
+    printed; record, class_loss (Fig. 2): CSV files as text; saved: the m on the disk.
+    """
+    def __init__(self, args, N, C, checkpoint):
+        self.args, self.steps = args, N // args.batch_size
+        self.M = args.epochs * self.steps
+        self.tasks = {task: i for i, task in enumerate(TASKS) if args.lambdas[i]}
+        kept = checkpoint or dict(m=0, epoch=0, sums=torch.zeros(3, 2, C), record="", class_loss="")
+        self.m, self.epoch, self.sums, self.record, self.class_loss = (kept[k] for k in KEPT)
+        self.sums = self.sums.to(DEVICE) * (RANK == 0)  # saved as totals over the processes
+        self.saved, self.stop, self.recent = self.m if checkpoint else None, None, []
+        self.last_print, self.images_per_second = 0, math.nan
+        self.epoch_start = time.perf_counter(), self.m
+        self.clear = "\r\033[K" if sys.stdout.isatty() else ""  # a terminal's line is rewritten
+
+    def add(self, m, l, Y):
+        """An iteration's losses and the classes of their images; prints a line now and then."""
+        self.m = m
+        for i in self.tasks.values():
+            self.sums[i].index_add_(1, Y[i], torch.stack([l[i], torch.ones_like(l[i])]))
+        self.recent.append(torch.stack([l[i].mean() for i in self.tasks.values()]))
+        if time.perf_counter() - self.last_print > (1 if self.clear else 30):
+            self.progress()
+
+    def progress(self):
+        """Print the mean losses since the last time; only here the device is waited for. Raises
+        InputError where one is not finite."""
+        recent = torch.stack(self.recent).cpu()
+        for m, l in enumerate(recent, self.m - len(recent) + 1):
+            require(l.isfinite().all(), f"the loss is not finite at iteration {m}: {self.shown(l)}"
+                    f"; the last good one is in {self.args.out}/last.pt; try a lower --lr")
+        self.recent, self.last_print = [], time.perf_counter()
+        start, m = self.epoch_start
+        per_second = (self.m - m) / (self.last_print - start)
+        batches = sum(weight > 0 for weight in self.args.lambdas[:2])
+        self.images_per_second = per_second * batches * self.args.batch_size
+        print(f"{self.clear}m {self.m}/{self.M}  {self.shown(recent.mean(0))}  "
+              f"{self.images_per_second:,.0f} images/s  {(self.M - self.m) / per_second / 60:.0f} "
+              "min left", end="" if self.clear else "\n", flush=True)
+
+    def shown(self, l):
+        return " ".join(f"{task} {x:.3f}" for task, x in zip(self.tasks, l.tolist()))
+
+    def end_epoch(self, labels, predictions, N_c):
+        """A line, a row of record.csv, two of class_loss.csv; empties the sums."""
+        self.epoch += 1
+        accuracy, sums = evaluate.shot_accuracy(labels, predictions, N_c), all_reduce(self.sums)
+        l = {task: (sums[i, 0].sum() / sums[i, 1].sum()).item() for task, i in self.tasks.items()}
+        row = dict(epoch=self.epoch, iteration=self.m, lr=self.args.lr * cosine(self.m, self.M),
+                   images_per_second=self.images_per_second, **l)
+        row["L_Final"] = sum(self.args.lambdas[i] * l[task] for task, i in self.tasks.items())
+        row |= {f"val_{shot}": a for shot, a in accuracy.items()}
+        if self.epoch == 1:
+            self.record = ",".join(row) + "\n"
+            self.class_loss = ",".join(["epoch", "sampler", *map(str, range(len(N_c)))]) + "\n"
+        self.record += ",".join(map(str, row.values())) + "\n"
+        for sampler, (losses, images) in zip(("CBS", "RRS"), sums):
+            means = ",".join(f"{x:.4f}" for x in losses / images)
+            self.class_loss += f"{self.epoch},{sampler},{means}\n"
+        self.sums.zero_()
+        self.epoch_start = time.perf_counter(), self.m
+        shown = "  ".join(f"{shot} {evaluate.cell(a)}" for shot, a in accuracy.items())
+        print(f"{self.clear}epoch {self.epoch}/{self.args.epochs}  val  {shown}")
+
+    def on_signal(self, number, frame):
+        """The first signal asks for a stop, at once where all is saved; a second one kills."""
+        self.stop = number
+        on_signals(signal.SIG_DFL)
+        if self.saved == self.m and WORLD == 1:
+            self.leave()
+
+    def must_stop(self):
+        """Whether a signal came; many processes agree on it every ten iterations."""
+        if WORLD == 1:
+            return self.stop
+        return self.m % 10 == 0 and all_reduce(torch.tensor(self.stop or 0, device=DEVICE)) > 0
+
+    def leave(self):
+        command = "python" if WORLD == 1 else f"torchrun --nproc_per_node={WORLD}"
+        if RANK == 0:
+            print(f"{self.clear}stopped at iteration {self.m}/{self.M}; go on with: {command} "
+                  f"train.py --resume {shlex.quote(self.args.out + '/last.pt')}", file=sys.stderr)
+        sys.exit(128 + (self.stop or signal.SIGTERM))
+
+def on_signals(action):
+    for n in SIGNALS:
+        if signal.getsignal(n) != signal.SIG_IGN:  # nohup's stays ignored
+            signal.signal(n, action)
+
+def claim(args, m):
+    """Make the run's folder and lock it while the returned file is referenced. Raises InputError
+    where another process has it, or it holds a run that is further on than m."""
+    with explain(f"--out {args.out}: another process trains in it, or it is no folder", OSError):
+        os.makedirs(args.out, exist_ok=True)
+        lock = open(f"{args.out}/lock", "w")
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # loading processes do not inherit it
+    last = f"{args.out}/last.pt"
+    if os.path.exists(last) and (not args.resume or evaluate.load_checkpoint(last)["m"] > m):
+        raise InputError(f"{args.out} holds a run that is further on: --resume {shlex.quote(last)} "
+                         "goes on with it, another folder (--out) lets it be")
+    return lock
+
+def save_run(args, log, model, optimizer, sets):
+    """The settings, the records and the checkpoint; one process writes for all."""
+    if log.recent:
+        log.progress()
+    state = {key: getattr(log, key) for key in KEPT} | dict(
+        sums=all_reduce(log.sums), layout=evaluate.LAYOUT, method=method(args), recipe=recipe(args),
+        lists={split: dataset.fingerprint for split, dataset in sets.items()},
+        N_c=sets["train"].N_c.tolist(), predict_with=model.predict_with, model=model.state_dict(),
+        optimizer=optimizer.state_dict())
+    if RANK == 0:
+        file = io.BytesIO()
+        torch.save(state, file)
+        evaluate.write(f"{args.out}/recipe.json", json.dumps(recipe(args), indent=1).encode())
+        evaluate.write(f"{args.out}/record.csv", log.record.encode())
+        evaluate.write(f"{args.out}/class_loss.csv", log.class_loss.encode())
+        evaluate.write(f"{args.out}/last.pt", file.getbuffer())
+    log.saved = log.m
+
+# ------------------------------------------------------------------------------ command line
+# Sec. 4.4 and, where it is silent, reference [19]: what differs from the defaults of the flags.
 RECIPES = {
     "glyphs_lt": dict(epochs=5, lr=0.03, size=32),
     "imagenet_lt": dict(epochs=90, lr=0.1),
-    "places_lt": dict(epochs=90, lr=0.1),
     "places_lt resnet152": dict(epochs=30, pretrained=True),
-    "cifar10_lt": dict(epochs=200, size=32, small_stem=True),
+    "cifar10_lt": dict(epochs=20, size=32),  # for a CPU
     "cifar100_lt": dict(epochs=200, size=32, small_stem=True),
     "tinyimagenet_lt": dict(epochs=90, size=64),
 }
 
-RETURN = "\r\033[K" * sys.stdout.isatty()  # a terminal's progress line is rewritten
-
-
-# ------------------------------------------------------------------------------ Algorithm 1
-
-def rotate(B, theta):
-    """Line 9: image i of B [B, 3, H, H] turned by theta[i] x 90 degrees counter-clockwise; theta: int [B], 0..3."""
-    turned = torch.stack([B.rot90(quarter, (2, 3)) for quarter in range(4)])
-    return turned[theta, torch.arange(len(B), device=B.device)]
-
-
-def losses(phi, h, h_a, h_s, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, lambdas):
-    """Lines 9-11 and Eq. 2: L_Final, and l_CBS [S], l_RRS [S], l_SS [2S] per image, whose means the paper weighs.
-
-    B_CBS, B_RRS: images [S, 3, H, H]; Y_CBS, Y_RRS: int [S]; theta: int [2S], 0..3.
-    A branch whose lambda is 0 is not computed; its batch may be empty.
-    """
-    lambda_1, lambda_2, lambda_3 = lambdas
-    B = torch.cat([B_CBS, B_RRS])
-    B_theta = rotate(B, theta) if lambda_3 else B[:0]                                                 # line 9
-    f_CBS, f_RRS, f_theta = phi(torch.cat([B, B_theta])).split([len(B_CBS), len(B_RRS), len(B_theta)])
-    off = torch.zeros(1, device=B.device)
-    l_CBS = F.cross_entropy(h(f_CBS), Y_CBS, reduction="none") if lambda_1 else off                   # line 10
-    l_RRS = F.cross_entropy(h_a(f_RRS), Y_RRS, reduction="none") if lambda_2 else off                 # line 10
-    l_SS = F.cross_entropy(h_s(f_theta), theta, reduction="none") if lambda_3 else off                # line 11
-    L_Final = lambda_1 * l_CBS.mean() + lambda_2 * l_RRS.mean() + lambda_3 * l_SS.mean()              # line 11, Eq. 2
-    return L_Final, l_CBS, l_RRS, l_SS
-
-
-def algorithm_1(phi, h, h_a, h_s, optimizer, batches, recipe, start, M, device, amp):
-    """Lines 1-13, from iteration start + 1 to M. After each yields m, (l_CBS, l_RRS, l_SS) per image, (Y_CBS, Y_RRS).
-
-    batches: of [B_CBS; B_RRS], their labels, and a random 32-bit key for each image.
-    """
-    sampled = [weight > 0 for weight in recipe["lambdas"][:2]]
-    for m, batch in enumerate(batches, start + 1):                                                    # line 1
-        B, Y, keys = (x.to(device, non_blocking=True) for x in batch)                                 # lines 2-8
-        sizes = [len(B) // sum(sampled) * on for on in sampled]
-        (B_CBS, B_RRS), (Y_CBS, Y_RRS) = B.split(sizes), Y.split(sizes)
-        theta = keys >> 30  # the first two bits: uniform on 0..3
-        if recipe["rotation_augmentation"]:  # Table 5: rotated twins join the class losses
-            twins_CBS, twins_RRS = rotate(B, theta).split(sizes)
-            B_CBS, Y_CBS = torch.cat([B_CBS, twins_CBS]), Y_CBS.repeat(2)
-            B_RRS, Y_RRS = torch.cat([B_RRS, twins_RRS]), Y_RRS.repeat(2)
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            L_Final, *l = losses(phi, h, h_a, h_s, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, recipe["lambdas"])  # lines 9-11
-        for group in optimizer.param_groups:  # Sec. 4.4: cosine schedule
-            group["lr"] = group["peak"] * (1 + math.cos(math.pi * (m - 1) / M)) / 2
-        optimizer.zero_grad()
-        L_Final.backward()
-        optimizer.step()                                                                              # line 12
-        yield m, [x.detach() for x in l], (Y_CBS, Y_RRS)                                              # line 13
-
-
-# ------------------------------------------------------------------------------ a run and its folder
-
-def method(recipe):
-    """The paper's name of what a recipe trains."""
-    name = "+".join(n for n, weight in zip(("CBS", "RRS", "SS"), recipe["lambdas"]) if weight)
-    name = name if "+" in name else "ftRRS+CBS" if recipe["init"] else f"{name}-Only"
-    return name + "+rotation" * recipe["rotation_augmentation"]
-
-
-def write(path, data):
-    """Save bytes completely or not at all: written beside, flushed, renamed. Raises InputError."""
-    try:
-        with open(f"{path}.tmp", "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{path}.tmp", path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be saved ({error.strerror}); what was saved before is untouched") from None
-
-
-def save(out, state, m, model, optimizer):
-    """record.csv and class_loss.csv (Fig. 2: mean loss per class and epoch under either sampler), then last.pt."""
-    state = state | dict(m=m, model=model.state_dict(), optimizer=optimizer.state_dict(), sums=total(state["sums"]),
-                         class_sums=total(state["class_sums"]), predict_with=model.predict_with)
-    if int(os.environ.get("RANK", 0)):  # one process writes
-        return
-    losses = [["epoch", "sampler", *range(len(state["N_c"]))]]
-    for epoch, means in enumerate(state["class_loss"], 1):
-        losses += [[epoch, name, *np.round(mean.tolist(), 4)] for name, mean in zip(("CBS", "RRS"), means)]
-    record = [list(row) for row in state["record"][:1]] + [row.values() for row in state["record"]]
-    for name, table in (("record", record), ("class_loss", losses)):
-        write(f"{out}/{name}.csv", "".join(",".join(map(str, row)) + "\n" for row in table).encode())
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write(f"{out}/last.pt", buffer.getbuffer())
-
-
-def build(recipe, C, checkpoint):
-    """Model and SGD optimiser: new, with phi from --init (Table 3), or as a checkpoint left them."""
-    torch.manual_seed(recipe["seed"])
-    try:
-        model = Model(recipe["arch"], C, recipe["pretrained"] and not checkpoint, recipe["small_stem"],
-                      "h" if recipe["lambdas"][0] else "h_a")
-    except (ValueError, OSError) as error:  # there are no such weights, or no network to fetch them
-        raise InputError(f"--arch {recipe['arch']} --pretrained: {error}") from None
-    if recipe["init"] and not checkpoint:
-        source = load_checkpoint(recipe["init"])["model"]
-        try:
-            model.phi.load_state_dict({k.removeprefix("phi."): v for k, v in source.items() if k.startswith("phi.")})
-        except RuntimeError:
-            raise InputError(f"--init {recipe['init']}: its phi does not fit --arch {recipe['arch']}") from None
-    if checkpoint:
-        model.load_state_dict(checkpoint["model"])
-    if torch.cuda.is_available():
-        model.cuda()
-        if dist.is_initialized():
-            SyncBatchNorm.convert_sync_batchnorm(model)
-    old = {p for name, p in model.phi.named_parameters() if recipe["pretrained"] and ".fc." not in name}
-    groups = [dict(params=[p for p in model.parameters() if (p in old) == pretrained], peak=lr)
-              for pretrained, lr in ((False, recipe["lr"]), (True, recipe["lr_pretrained"]))]
-    optimizer = torch.optim.SGD(groups, 0, recipe["momentum"], weight_decay=recipe["weight_decay"], fused=True)
-    if checkpoint:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    return model, optimizer
-
-
-# ------------------------------------------------------------------------------ one process or many (torchrun)
-
-def processes():
-    """(world, rank, device) of this process."""
-    world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return world, rank, device
-
-
-def total(x):
-    """The sum of a tensor over all processes, on the CPU."""
-    x = x.detach().clone()
-    if dist.is_initialized():
-        dist.all_reduce(x)
-    return x.cpu()
-
-
-def share(recipe, labels, start, M, world, rank):
-    """The sampler of the batches [B_CBS; B_RRS], the same in every process, and the places of this one's slices."""
-    S, Z, seed, (lambda_1, lambda_2, _) = (recipe[k] for k in ("batch_size", "Z", "seed", "lambdas"))
-    try:
-        sampler = JointBatchSampler(labels, S, Z, M, seed, start, lambda_1 > 0, lambda_2 > 0)
-    except ValueError as error:
-        raise InputError(f"--batch-size {S} --Z {Z}: {error}") from None
-    least = world * (Z if lambda_1 else 1)
-    if S % least:
-        raise InputError(f"--batch-size {S} --Z {Z}: {world} processes need a multiple of {least}: whole classes each")
-    return sampler, torch.arange(S * len(sampler.samplers)).view(-1, world, S // world)[:, rank].flatten()
-
-
-def draws(sampler, mine, seed):
-    """The images at places `mine` of each batch, each with the key that seeds its augmentation: [(index, key)]."""
-    for m, B in enumerate(sampler, sampler.start + 1):
-        keys = np.random.default_rng([seed, 2, m]).integers(2 ** 32, size=len(B)).tolist()
-        yield [(B[i], keys[i]) for i in mine.tolist()]
-
-
-# ------------------------------------------------------------------------------ bookkeeping
-
-def check_finite(window, m, out):
-    """The mean losses [3] of the iterations up to m, on the host. Raises InputError where one is not finite."""
-    window = torch.stack(window).cpu()  # the only synchronisation, once a progress line
-    for i, l in enumerate(window, m - len(window) + 1):
-        if not l.isfinite().all():
-            raise InputError("the loss is not finite at iteration {}: l_CBS {:.4g}, l_RRS {:.4g}, l_SS {:.4g}; the "
-                             "last good checkpoint is {}/last.pt; try a lower --lr".format(i, *l.tolist(), out))
-    return window.mean(0).tolist()
-
-
-def begin(recipe, checkpoint, N_c, device, rank):
-    """What is saved of a run but the network, new or a checkpoint's. sums: l_CBS, l_RRS, l_SS since the epoch began;
-    class_sums: by sampler and class, losses and images (Fig. 2)."""
-    state = checkpoint or dict(layout=LAYOUT, method=method(recipe), m=0, N_c=N_c.tolist(), record=[], class_loss=[],
-                               sums=torch.zeros(3), class_sums=torch.zeros(2, 2, len(N_c)))
-    for name in ("sums", "class_sums"):  # saved as totals over the processes, so only one takes them up again
-        state[name] = state[name].to(device) * (rank == 0)
-    state["recipe"] = recipe
-    return state
-
-
-def tally(state, l, Y, world):
-    """Add an iteration's losses to state["sums"] and, by class, to state["class_sums"]; returns their means [3]."""
-    means = torch.stack([x.mean() for x in l])
-    state["sums"] += means / world
-    for table, y, x in zip(state["class_sums"], Y, l):
-        if len(y):
-            table.index_add_(1, y, torch.stack([x, torch.ones_like(x)]))
-    return means
-
-
-def end_epoch(state, steps, accuracy, **row):
-    """Append the epoch's row to state["record"], its losses per class to state["class_loss"]; empty the sums."""
-    l = (total(state["sums"]) / steps).tolist()
-    row |= dict(zip(("l_CBS", "l_RRS", "l_SS"), l)) | dict(L_Final=float(np.dot(state["recipe"]["lambdas"], l)))
-    state["record"].append(row | {f"val_{shot}": float(a) for shot, a in accuracy.items()})
-    state["class_loss"].append(torch.div(*total(state["class_sums"]).unbind(1)))
-    state["sums"].zero_(), state["class_sums"].zero_()
-
-
-def train(recipe, out, checkpoint=None, workers=0, save_every=None, compile=False):
-    """One run in folder `out`, from the start or from `checkpoint`, alone or under torchrun: Algorithm 1 with
-    progress lines, validation, saving, and the test row at its end."""
-    world, rank, device = processes()
-    say = print if rank == 0 else lambda *args, **kwargs: None
-    sets = load_data(recipe, checkpoint and checkpoint["N_c"])
-    N_c, N, amp = sets["train"].N_c, len(sets["train"]), use_bf16(device, recipe["amp"])
-    state = begin(recipe, checkpoint, N_c, device, rank)
-    steps, start = N // recipe["batch_size"], state["m"]  # iterations of an epoch; done so far
-    M = recipe["epochs"] * steps
-    sampler, mine = share(recipe, sets["train"].labels.numpy(), start, M, world, rank)
-    batches = loader(sets["train"], draws(sampler, mine, recipe["seed"]), workers, device.type == "cuda")
-    model, optimizer = build(recipe, len(N_c), checkpoint)
-    parts = model.phi, model.h, model.h_a, model.h_s
-    if compile:
-        model.phi.compile()
-    if world > 1:
-        parts = [DistributedDataParallel(part) if used else part for part, used in zip(parts, (1, *recipe["lambdas"]))]
-    say(f"{state['method']} on {recipe['data']}: {N:,} images of {len(N_c)} classes, {world} x {device.type}, "
-        f"{'bfloat16' if amp else 'float32'}, to {out}\n{', '.join(f'{k} {v}' for k, v in recipe.items())}")
-    if not checkpoint:
-        save(out, state, 0, model, optimizer)
-
-    window, stop = [], []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stop.append(number))
-    began = told = time.perf_counter()
-    m_began = start
-    for m, l, Y in algorithm_1(*parts, optimizer, batches, recipe, start, M, device, amp):
-        window.append(tally(state, l, Y, world))
-        stopping = stop if world == 1 else m % 10 == 0 and total(torch.tensor(len(stop), device=device))
-        saving, epoch = stopping or m % steps == 0 or m % (save_every or M) == 0, -(-m // steps)
-        if saving or time.perf_counter() - told > (1 if RETURN else 30):
-            losses_now = check_finite(window, m, out)
-            window, told = [], time.perf_counter()
-            speed = (m - m_began) / (told - began)
-            say(f"{RETURN}epoch {epoch}/{recipe['epochs']}  iteration {m}/{M}  "
-                + "".join(f"{name} {x:.3f}  " for name, x in zip(("l_CBS", "l_RRS", "l_SS"), losses_now))
-                + f"{speed * len(mine) * world:,.0f} images/s  {datetime.timedelta(seconds=int((M - m) / speed))} left",
-                end="" if RETURN else "\n", flush=True)
-        if m % steps == 0:
-            accuracy = shot_accuracy(evaluate(model, sets["val"], device, amp, workers, rank, world), N_c)
-            model.train()
-            shown = "  ".join(f"{shot} {cell(a)}" for shot, a in accuracy.items())
-            say(f"{RETURN}epoch {epoch}/{recipe['epochs']}  val  {shown}")
-            end_epoch(state, steps, accuracy, epoch=epoch, iteration=m, lr=optimizer.param_groups[0]["lr"],
-                      images_per_second=speed * len(mine) * world)
-            began, m_began = time.perf_counter(), m
-        if saving:
-            save(out, state, m, model, optimizer)
-        if stopping:
-            say(f"{RETURN}stopped at iteration {m}/{M}; go on with: python train.py --resume {out}/last.pt",
-                file=sys.stderr)
-            sys.exit(128 + (stop or [signal.SIGTERM])[0])
-
-    counts = evaluate(model, sets["test"], device, amp, workers, rank, world)
-    if rank == 0:
-        print("test accuracy, in percent")
-        show(shot_accuracy(counts, N_c), counts)
-    if world > 1:
-        dist.destroy_process_group()
-
-
-# ------------------------------------------------------------------------------ command line
-
 def flags():
-    """The parser; a flag that is not given leaves no trace, so that the recipe can fill it in."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    argument_default=argparse.SUPPRESS)
+    """The command line, with the defaults for what no recipe says."""
+    parser = Parser(formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                    description="Train by Algorithm 1. A dataset's recipe may change the defaults.")
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
-    whole, real = at_least(int, 1), at_least(float, 0)
-    add("--data", metavar="NAME", help="glyphs_lt, cifar10_lt, cifar100_lt, or a NAME with lists in --root (glyphs_lt)")
-    add("--root", metavar="DIR", help="folder of ROOT/NAME_{train,val,test}.txt and the images (data)")
-    add("--arch", choices=ARCHS, help="feature extractor phi (resnet10)")
-    add("--lambdas", nargs=3, type=real, metavar=("L1", "L2", "L3"), help="weights of l_CBS, l_RRS, l_SS (0.5 1 1)")
-    add("--Z", type=whole, help="images per class in B_CBS (4)")
-    add("--batch-size", type=whole, metavar="S", help="images in each of B_CBS and B_RRS, over all processes (128)")
-    add("--epochs", type=whole, help="passes of RRS over the training set (90, or the dataset's recipe)")
-    add("--lr", type=real, help="learning rate at the start of the cosine (0.1, or the recipe's)")
-    add("--lr-pretrained", type=real, metavar="LR", help="learning rate of pre-trained weights (0.001)")
-    add("--momentum", type=real, help="of SGD (0.9)")
-    add("--weight-decay", type=real, metavar="W", help="of SGD (0.0005)")
-    add("--size", type=at_least(int, 32), help="side of a training image in pixels (224, or the recipe's)")
-    add("--imbalance", type=at_least(float, 1), help="N_max / N_min of CIFAR-LT (100)")
-    add("--seed", type=at_least(int, 0), help="of weights, batches, augmentation and rotation (0)")
-    add("--amp", action=switch, help="bfloat16 autocast where the hardware has it (on)")
-    add("--pretrained", action=switch, help="phi from torchvision's ImageNet weights (on for resnet152 on places_lt)")
-    add("--small-stem", action=switch, help="3 x 3 stem without max-pooling, for 32-pixel photographs (on for CIFAR)")
-    add("--rotation-augmentation", action=switch, help="Table 5: rotations as augmentation, no l_SS (off)")
-    add("--init", metavar="CHECKPOINT", help="Table 3: phi from another run's last.pt (none)")
-    add("--out", metavar="DIR", help="folder of the run (runs/ and a name made of the recipe)")
-    add("--resume", metavar="CHECKPOINT", help="go on from a run's last.pt, with its recipe")
-    add("--save-every", type=whole, metavar="M", help="also save every M iterations (once an epoch)")
-    add("--workers", type=at_least(int, 0), help=f"image loading processes ({CORES}: one a core)")
+    whole, real = number(int, 1), number(float, 0)
+    add("--data", default="glyphs_lt", metavar="NAME", help="dataset, see data.py")
+    add("--root", default="data", metavar="DIR", help="folder of the dataset's lists and images")
+    add("--arch", default="resnet10", choices=ARCHS, help="feature extractor phi")
+    add("--lambdas", default=[0.5, 1.0, 1.0], nargs=3, type=real, help="of l_CBS, l_RRS, l_SS")
+    add("--Z", default=4, type=whole, help="images per class in B_CBS")
+    add("--batch-size", default=128, type=number(int, 2), metavar="S", help="of B_CBS and of B_RRS")
+    add("--epochs", default=90, type=whole, help="passes of RRS over the training set")
+    add("--lr", default=0.1, type=real, help="learning rate at the start of the cosine")
+    add("--lr-pretrained", default=0.001, type=real, metavar="LR", help="of pre-trained weights")
+    add("--momentum", default=0.9, type=real, help="of SGD")
+    add("--weight-decay", default=5e-4, type=real, metavar="W", help="of SGD")
+    add("--size", default=224, type=number(int, 32), help="side of an image in pixels")
+    add("--imbalance", default=100.0, type=number(float, 1), help="N_max / N_min of CIFAR-LT")
+    add("--seed", default=0, type=number(int, 0, 2 ** 64 - 1), help="of all that is random")
+    add("--amp", default=True, action=switch, help="bfloat16 autocast where the hardware has it")
+    add("--pretrained", default=False, action=switch, help="phi from ImageNet weights")
+    add("--small-stem", default=False, action=switch, help="3 x 3 stem without max-pooling")
+    add("--rotation-augmentation", default=False, action=switch, help="Table 5: in place of l_SS")
+    add("--init", metavar="CHECKPOINT", help="Table 3: phi from another run's last.pt")
+    add("--out", metavar="DIR", help="folder of the run; None: runs/ and a name of its settings")
+    add("--resume", metavar="CHECKPOINT", help="go on from a run's last.pt, with its settings")
+    add("--save-every", type=whole, metavar="M", help="also save every M iterations")
+    add("--workers", default=WORKERS, type=number(int, 0), help="loading processes")
     add("--compile", action="store_true", help="torch.compile phi")
     return parser
 
+def recipe(args):
+    """The settings that a run's numbers depend on."""
+    others = "out", "resume", "save_every", "workers", "compile"
+    return {key: value for key, value in vars(args).items() if key not in others}
+
+def method(args):
+    """The paper's name of what is trained."""
+    tasks = [task for task, weight in zip(("CBS", "RRS", "SS"), args.lambdas) if weight]
+    name = "+".join(tasks) if len(tasks) > 1 else f"{tasks[0]}-Only"
+    if args.rotation_augmentation:
+        name += "+rotation"
+    if args.init:
+        name = "ftRRS+CBS" if name == "CBS-Only" else f"{name}-init"
+    return name
 
 def parse(argv):
-    """Flags to (recipe, out, checkpoint, options); a resumed run's recipe is its checkpoint's."""
+    """Settings and the checkpoint to go on from. Flags win over its recipe or the dataset's."""
     parser = flags()
-    given = vars(parser.parse_args(argv))
-    options = dict(save_every=given.pop("save_every", None), compile=given.pop("compile", False),
-                   workers=given.pop("workers", CORES))
-    out, resume = given.pop("out", None), given.pop("resume", None)
-    if "root" in given:
-        given["root"] = os.path.abspath(given["root"])
-    if resume:
-        checkpoint = load_checkpoint(resume)
-        recipe = checkpoint["recipe"] | {k: given.pop(k) for k in ("root",) if k in given}
-        for flag, value in given.items():
-            if recipe[flag] != value:
-                parser.error(f"--{flag.replace('_', '-')} {value} contradicts {resume}, which has {recipe[flag]}; "
-                             "leave it out, or start a new run with --out")
-        if out:
-            parser.error("--out contradicts --resume, which goes on in the folder of its checkpoint; leave one out")
-        return recipe, os.path.dirname(resume) or ".", checkpoint, options
-    data, arch = (given.get(k, DEFAULTS[k]) for k in ("data", "arch"))
-    recipe = DEFAULTS | RECIPES.get(data.lower(), {}) | RECIPES.get(f"{data.lower()} {arch}", {}) | given
-    if recipe["rotation_augmentation"]:
-        recipe["lambdas"] = [*recipe["lambdas"][:2], 0.0]
-    if not sum(recipe["lambdas"][:2]):
-        parser.error("--lambdas: L1 and L2 are both 0, so no classifier would be trained")
-    weights = "_".join(f"{weight:g}" for weight in recipe["lambdas"])
-    out = out or f"runs/{data}-{arch}-{method(recipe)}_{weights}-seed{recipe['seed']}"
-    if os.path.exists(os.path.join(out, "last.pt")):
-        parser.error(f"{out} holds a run; go on with it by --resume {out}/last.pt, or choose another folder with --out")
-    return recipe, out, None, options
-
+    args = parser.parse_args(argv)
+    data, checkpoint = args.data.lower(), {}
+    parser.set_defaults(**RECIPES.get(data, {}) | RECIPES.get(f"{data} {args.arch}", {}))
+    if args.resume:
+        checkpoint = evaluate.load_checkpoint(args.resume)
+        parser.set_defaults(**checkpoint["recipe"])
+    args = parser.parse_args(argv)
+    args.data, args.root = args.data.lower(), os.path.abspath(args.root)
+    args.init = args.init and os.path.abspath(args.init)
+    if args.rotation_augmentation:
+        args.lambdas = args.lambdas[:2] + [0.0]
+    require(any(args.lambdas[:2]), "--lambdas: with the first two 0 no classifier would be trained")
+    changed = {k: v for k, v in recipe(args).items() if v != parser.get_default(k)}
+    if args.resume:
+        for key in changed.keys() - {"root"}:
+            raise InputError(f"--{key.replace('_', '-')} {changed[key]} contradicts {args.resume}, "
+                             f"with its {parser.get_default(key)}; leave it out, or start anew")
+        require(not args.out, "--out contradicts --resume, which goes on in its own folder")
+        args.out = os.path.dirname(args.resume) or "."
+    elif not args.out:
+        weights = "_".join(f"{weight:g}" for weight in args.lambdas)
+        args.out = f"runs/{args.data}-{args.arch}-{method(args)}_{weights}-seed{args.seed}"
+        said = "data", "root", "arch", "lambdas", "seed", "init", "rotation_augmentation"
+        args.out += "".join(f"-{k}_{v}" for k, v in changed.items() if k not in said)
+    return args, checkpoint
 
 def main(argv=None):
-    recipe, out, checkpoint, options = parse(argv)
+    store = init_process()
     try:
-        os.makedirs(out, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: {error.strerror}") from None
-    write(os.path.join(out, "recipe.json"), json.dumps(recipe, indent=1).encode())
-    train(recipe, out, checkpoint, **options)
-
+        train(*parse(argv))
+    except Exception:  # the first process that fails says why; the others, which lose it, do not
+        if store and store.add("failed", 1) > 1:
+            sys.exit(1)
+        raise
+    finally:
+        if store:
+            dist.destroy_process_group()
 
 if __name__ == "__main__":
     run(main)

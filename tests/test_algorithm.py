@@ -16,7 +16,7 @@ from model import ARCHS, Model
 from train import algorithm_1, losses, rotate
 
 ROOT = Path(__file__).parent.parent
-RECIPE = dict(lambdas=[0.5, 1.0, 1.0], rotation_augmentation=False)
+LAMBDAS = [0.5, 1.0, 1.0]
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +80,12 @@ def test_iterations_equal_the_transcription_with_plain_sgd(model, batch):
     """Three iterations of the real loop, in eval mode, against SGD and cosine written out by hand."""
     ours, theirs, M = copy.deepcopy(model), copy.deepcopy(model), 4
     B_CBS, Y_CBS, B_RRS, Y_RRS, theta = batch
-    batches = [(torch.cat([B_CBS, B_RRS]), torch.cat([Y_CBS, Y_RRS]), theta << 30)] * 3
-    groups = [dict(params=ours.parameters(), peak=0.1)]
+    batches = [(torch.cat([B_CBS, B_RRS]), torch.cat([Y_CBS, Y_RRS]), theta)] * 3
+    groups = [dict(params=ours.parameters(), base_lr=0.1)]
     optimizer = torch.optim.SGD(groups, 0, momentum=0.9, weight_decay=0.01, fused=True)
     velocity = [torch.zeros_like(p) for p in theirs.parameters()]
-    for m, l, Y in algorithm_1(*heads(ours), optimizer, batches, RECIPE, 0, M, torch.device("cpu"), False):
-        L_Final, *expected = transcription(theirs, batch, RECIPE["lambdas"])
+    for m, l, Y in algorithm_1(heads(ours), optimizer, batches, LAMBDAS, False, 0, M, False):
+        L_Final, *expected = transcription(theirs, batch, LAMBDAS)
         torch.testing.assert_close([x.mean() for x in l], expected, rtol=1e-4, atol=1e-5)
         gradients = torch.autograd.grad(L_Final, list(theirs.parameters()))
         with torch.no_grad():
@@ -135,10 +135,10 @@ def test_a_branch_that_is_off_may_be_empty(model, batch, lambdas):
 def test_rotation_augmentation_adds_the_rotated_twins_to_the_class_losses(model, batch):
     B_CBS, Y_CBS, B_RRS, Y_RRS, theta = batch
     ours = copy.deepcopy(model)
-    optimizer = torch.optim.SGD([dict(params=ours.parameters(), peak=0.0)], 0, fused=True)
-    recipe = dict(lambdas=[0.5, 1.0, 0.0], rotation_augmentation=True)
-    batches = [(torch.cat([B_CBS, B_RRS]), torch.cat([Y_CBS, Y_RRS]), theta << 30)]
-    (_, l, Y), = algorithm_1(*heads(ours), optimizer, batches, recipe, 0, 1, torch.device("cpu"), False)
+    optimizer = torch.optim.SGD([dict(params=ours.parameters(), base_lr=0.0)], 0, fused=True)
+    batches = [(torch.cat([B_CBS, B_RRS]), torch.cat([Y_CBS, Y_RRS]), theta)]
+    (_, l, Y), = algorithm_1(heads(ours), optimizer, batches, [0.5, 1.0, 0.0], True, 0, 1, False)
+    assert Y[0].tolist() == Y_CBS.tolist() * 2 and Y[1].tolist() == Y_RRS.tolist() * 2
     turned = rotate(torch.cat([B_CBS, B_RRS]), theta)
     for x, head, plain, twin, y in ((l[0], model.h, B_CBS, turned[:6], Y_CBS), (l[1], model.h_a, B_RRS, turned[6:], Y_RRS)):
         expected = [F.cross_entropy(head(model.phi(images)), y) for images in (plain, twin)]
@@ -208,12 +208,11 @@ def test_losses_stand_alone_in_coursework(model, batch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_no_synchronisation_inside_an_iteration_on_cuda(batch):
-    device = torch.device("cuda")
     model = Model("resnet10", 5).cuda()
-    optimizer = torch.optim.SGD([dict(params=model.parameters(), peak=0.1)], 0, 0.9, fused=True)
+    optimizer = torch.optim.SGD([dict(params=model.parameters(), base_lr=0.1)], 0, 0.9, fused=True)
     B_CBS, Y_CBS, B_RRS, Y_RRS, theta = batch
-    pinned = [x.pin_memory() for x in (torch.cat([B_CBS, B_RRS]), torch.cat([Y_CBS, Y_RRS]), theta << 30)]
-    iterations = algorithm_1(*heads(model), optimizer, [pinned] * 6, RECIPE, 0, 6, device, True)
+    pinned = [x.pin_memory() for x in (torch.cat([B_CBS, B_RRS]), torch.cat([Y_CBS, Y_RRS]), theta)]
+    iterations = algorithm_1(heads(model), optimizer, [pinned] * 6, LAMBDAS, False, 0, 6, True)
     next(iterations)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,95 +1,143 @@
-"""torchrun's processes, here two and three with gloo on the CPU, train the same Algorithm 1 as one alone."""
+"""torchrun's processes train the same Algorithm 1 as one alone: launched as a user does, in one folder."""
 import csv
-import socket
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from conftest import finish, start, tiny_flags
+import train
+from conftest import ROOT, finish, start, tiny_flags
 from data import InputError
 from sampler import JointBatchSampler
-from train import DEFAULTS, draws, share
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [40, 21, 12, 5]))
+FROZEN = """import sys, torch.nn.functional as F
+from torch import nn
+sys.path.insert(0, {root!r})
+nn.BatchNorm2d.forward = lambda bn, x: F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias)
+import data, train
+data.run(train.main)
+"""
 
 
-def freeze_and_keep_counts():
-    """In each process: BatchNorm keeps to its running statistics (gloo has no SyncBatchNorm); evaluation counts go to a file."""
-    import train
-    nn.BatchNorm2d.forward = lambda bn, x: F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias)
-    evaluate, counts = train.evaluate, []
-
-    def kept(*args):
-        counts.append(evaluate(*args))
-        np.save("counts.npy", counts)
-        return counts[-1]
-    train.evaluate = kept
-
-
-def run(world, flags, folder):
-    """Train with `world` processes; their exit statuses, standard errors and the folder of rank 0."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = dict(WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    ranks = [(start("train", flags, folder / f"rank{r}", env | dict(RANK=str(r), LOCAL_RANK=str(r)), freeze_and_keep_counts),
-              folder / f"rank{r}") for r in range(world)]
-    return [finish(*rank) for rank in ranks], folder / "rank0"
+def torchrun(world, folder, *argv, program=None, **kwargs):
+    """Start `torchrun train.py ARGV` (or another program) in `folder`: a Popen in a group of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}",
+               str(program or ROOT / "train.py"), *map(str, argv)]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"})
 
 
 def losses(folder):
-    return np.array([[float(row[k]) for k in ("l_CBS", "l_RRS", "l_SS", "L_Final")]
-                     for row in csv.DictReader(open(folder / "run" / "record.csv"))])
+    return np.array([[float(row[k]) for k in ("l_CBS", "l_RRS", "l_SS", "L_Final", "val_Overall")]
+                     for row in csv.DictReader(open(folder / "record.csv"))])
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_root, tmp_path_factory):
-    flags = tiny_flags(tiny_root, out="run", batch_size=24, epochs=4, lr=0.002)
-    (result,), folder = run(1, flags, tmp_path_factory.mktemp("alone"))
-    assert result[0] == 0, result[2]
-    return flags, folder
+def frozen(tmp_path_factory):
+    """train.py with BatchNorm kept to its running statistics, since gloo has no SyncBatchNorm."""
+    path = tmp_path_factory.mktemp("frozen") / "frozen.py"
+    path.write_text(FROZEN.format(root=str(ROOT)))
+    return path
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_many_processes_train_and_evaluate_as_one(alone, tmp_path, world):
-    flags, folder = alone
-    results, many = run(world, flags, tmp_path)
-    assert all(code == 0 and not err for code, _, err in results), results
-    np.testing.assert_allclose(losses(many), losses(folder), atol=1e-5, rtol=0)
-    assert (np.load(many / "counts.npy") == np.load(folder / "counts.npy")).all()  # 12 and 20 images, over 3
-    assert results[0][1].splitlines()[-1] == (folder / "stdout").read_text().splitlines()[-1]
-    assert [out for _, out, _ in results[1:]] == [""] * (world - 1)  # one rank speaks and writes
-    assert [(tmp_path / f"rank{r}" / "run" / "last.pt").exists() for r in range(world)] == [True] + [False] * (world - 1)
-    a, b = (torch.load(f / "run" / "last.pt", weights_only=True) for f in (folder, many))
-    torch.testing.assert_close(b["model"], a["model"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(b["class_loss"], a["class_loss"], rtol=1e-4, atol=1e-4)
+def test_many_processes_train_and_evaluate_as_one(tiny_root, tmp_path, frozen):
+    flags = tiny_flags(tiny_root, batch_size=24, epochs=3, lr=0.002)
+    for world in (1, 3):
+        process = torchrun(world, tmp_path, *flags, "--out", f"run{world}", program=frozen)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    alone, many = (torch.load(tmp_path / f"run{world}/last.pt", weights_only=True) for world in (1, 3))
+    np.testing.assert_allclose(losses(tmp_path / "run3"), losses(tmp_path / "run1"), atol=1e-5, rtol=0)
+    assert (tmp_path / "run1/test.csv").read_text() == (tmp_path / "run3/test.csv").read_text()  # 20 images, over 3
+    assert out.count("test accuracy") == 1 and out.count("epoch 3/3") == 1  # one process speaks
+    torch.testing.assert_close(many["model"], alone["model"], rtol=1e-4, atol=1e-5)
+    a, b = (np.genfromtxt(x["class_loss"].splitlines()[1:], delimiter=",")[:, 2:] for x in (alone, many))
+    np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_evaluation_of_the_checkpoint_gives_the_row_that_was_printed(tiny_root, tmp_path, script):
+    """With BatchNorm as it is: all processes predict with the statistics that are saved."""
+    process = torchrun(2, tmp_path, *tiny_flags(tiny_root, epochs=1, lr=0.1), "--out", "run")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in err, err
+    code, evaluated, err = script("evaluate", "run/last.pt", "--workers", 0)
+    assert code == 0 and evaluated.splitlines()[-1] == out.splitlines()[-1]
+    code, evaluated, err = script("evaluate", "run/last.pt", "--split", "val", "--workers", 0)
+    assert f"Overall {evaluated.split()[-1]}" in out
+
+
+def test_six_processes_in_one_folder_save_without_a_race(tiny_root, tmp_path):
+    process = torchrun(6, tmp_path, *tiny_flags(tiny_root, batch_size=12, epochs=1, save_every=1), "--out", "run")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "cannot be saved" not in err, err
+    assert {f.name for f in (tmp_path / "run").iterdir()} == {
+        "recipe.json", "record.csv", "class_loss.csv", "last.pt", "test.csv", "lock"}
+
+
+@pytest.mark.parametrize("mistake, line", [
+    (dict(Z=3), "--batch-size 8 --Z 3 (Z = 3 does not divide S = 8; take S = 6 or 9)"),
+    (dict(data="nosuch"), "unknown dataset 'nosuch'"), (dict(lr=-1), "--lr")])
+def test_a_mistake_is_said_once(tiny_root, tmp_path, mistake, line):
+    process = torchrun(3, tmp_path, *tiny_flags(tiny_root, **mistake), "--out", "run")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and err.count("train.py: ") == 1 and line in err
+    assert 'train.py", line' not in err and not (tmp_path / "run").exists()  # no traceback of ours
+
+
+def test_a_run_of_two_is_stopped_by_a_signal_and_goes_on_alone(tiny_root, tmp_path, script):
+    flags = tiny_flags(tiny_root, epochs=60, save_every=5)
+    process = torchrun(2, tmp_path, *flags, "--out", "run")
+    for line in process.stdout:
+        if "epoch 2/60" in line:
+            break
+    process.terminate()
+    out, err = process.communicate(timeout=120)
+    assert err.count("stopped at iteration") == 1 and "torchrun --nproc_per_node=2 train.py --resume run/last.pt" in err
+    m = torch.load(tmp_path / "run/last.pt", weights_only=True)["m"]
+    assert m % 10 == 0 and f"iteration {m}/540" in err
+    process = start("train", ["--resume", "run/last.pt", "--workers", 0], tmp_path)
+    while not (tmp_path / "stdout").exists() or f"epoch {m // 9 + 2}/60" not in (tmp_path / "stdout").read_text():
+        assert process.is_alive()
+    process.terminate()
+    code, out, err = finish(process, tmp_path)
+    assert code == 128 + 15 and "go on with: python train.py" in err
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("lambdas", [[0.5, 1, 1], [1, 0, 0], [0, 1, 0]])
-def test_slices_together_are_the_global_batch(world, lambdas):
-    recipe = DEFAULTS | dict(batch_size=48, Z=4, lambdas=lambdas)
+def test_slices_together_are_the_global_batch(world, lambdas, monkeypatch):
+    monkeypatch.setattr(train, "loader", lambda dataset, batches, *args: list(batches))
+    monkeypatch.setattr(train, "WORLD", world)
+    args = train.flags().parse_args(["--batch-size", "48", "--lambdas", *map(str, lambdas)])
+    dataset = type("Labels", (), dict(labels=LABELS))
     batches = list(JointBatchSampler(LABELS, 48, 4, 6, 0, 0, lambdas[0] > 0, lambdas[1] > 0))
-    ranks = [list(draws(*share(recipe, LABELS, 0, 6, world, r), 0)) for r in range(world)]
-    alone = list(draws(*share(recipe, LABELS, 0, 6, 1, 0), 0))
-    for B, whole, *parts in zip(batches, alone, *ranks):
-        assert [i for i, _ in whole] == B and len({key for _, key in whole}) == len(B)
-        assert sorted(sum(parts, [])) == sorted(whole)
-        for part in parts:  # half of each slice is of B_CBS, in whole classes
+    ranks = []
+    for rank in range(world):
+        monkeypatch.setattr(train, "RANK", rank)
+        ranks.append(train.training_batches(args, dataset, 0, 6))
+    for B, *parts in zip(batches, *ranks):
+        assert sorted(index for part in parts for index, _ in part) == sorted(B)
+        assert len({seed for part in parts for _, seed in part}) == len(B)
+        for part in parts:  # half of each slice is of B_CBS, in the order of the whole
             n = len(part) // (2 if all(lambdas[:2]) else 1)
             assert {i for i, _ in part[:n]} <= set(B[:48]) and {i for i, _ in part[-n:]} <= set(B[-48:])
-            if lambdas[0]:
-                assert (np.diff(LABELS[[i for i, _ in part[:n]]].reshape(-1, 4)) == 0).all()
 
 
-@pytest.mark.parametrize("world, S, Z", [(3, 32, 4), (2, 12, 4), (8, 48, 4)])
-def test_S_that_does_not_divide_over_the_processes_is_refused(world, S, Z):
-    with pytest.raises(InputError, match=f"--batch-size {S} .* a multiple of {world * Z}:"):
-        share(DEFAULTS | dict(batch_size=S, Z=Z), LABELS, 0, 1, world, 0)
+@pytest.mark.parametrize("world, S", [(3, 32), (5, 12), (8, 44)])
+def test_S_that_does_not_divide_over_the_processes_is_refused(world, S, monkeypatch):
+    monkeypatch.setattr(train, "WORLD", world)
+    args = train.flags().parse_args(["--batch-size", str(S)])
+    with pytest.raises(InputError, match=f"--batch-size {S}: .* a multiple of {world}"):
+        train.training_batches(args, type("Labels", (), dict(labels=LABELS)), 0, 1)
 
 
-def test_S_of_rrs_only_need_not_be_whole_classes():
-    assert len(share(DEFAULTS | dict(batch_size=26, lambdas=[0, 1, 0]), LABELS, 0, 1, 2, 0)[1]) == 13
+def test_equal_slices_suffice(monkeypatch):
+    """S = 48 on 8 processes: 6 images each, no whole classes of Z = 4."""
+    monkeypatch.setattr(train, "loader", lambda dataset, batches, *args: list(batches))
+    monkeypatch.setattr(train, "WORLD", 8)
+    args = train.flags().parse_args(["--batch-size", "48"])
+    assert len(train.training_batches(args, type("Labels", (), dict(labels=LABELS)), 0, 1)[0]) == 12

@@ -34,17 +34,17 @@ LISTS = {  # split, change of its lines, what the message names
     "superscript digit": ("train", lambda l: l + ["train/a.JPEG ²\n".encode()], "tiny_train.txt:19:"),
     "empty train": ("train", lambda l: [], "tiny_train.txt: the list is empty"),
     "empty val": ("val", lambda l: [b"\r\n", b"\n"], "tiny_val.txt: the list is empty"),
-    "gap": ("train", lambda l: [x for x in l if not x.endswith(b" 1\n")], "tiny_train.txt: class 1 has no training image"),
-    "class 0 missing": ("train", lambda l: [x for x in l if not x.endswith(b" 0\n")], "class 0 has no training image"),
-    "huge label": ("train", lambda l: l + [b"train/a.JPEG 99999999999999999999\n"], "class 3 has no training image"),
-    "labels from 1": ("train", lambda l: [x[:-2] + bytes([x[-2] + 1]) + b"\n" for x in l], "class 0 has no training image"),
-    "test label never trained": ("test", lambda l: l + [b"test/a.JPEG 3\n"], "test/a.JPEG has label 3"),
-    "val label never trained": ("val", lambda l: [b"val/a.JPEG 40\n"] + l, "tiny_val.txt: "),
+    "gap": ("train", lambda l: [x for x in l if not x.endswith(b" 1\n")], "tiny_train.txt: class 1 has no image"),
+    "class 0 missing": ("train", lambda l: [x for x in l if not x.endswith(b" 0\n")], "class 0 has no image"),
+    "huge label": ("train", lambda l: l + [b"train/a.JPEG 99999999999999999999\n"], "class 3 has no image"),
+    "labels from 1": ("train", lambda l: [x[:-2] + bytes([x[-2] + 1]) + b"\n" for x in l], "class 0 has no image"),
+    "test label never trained": ("test", lambda l: l + [b"test/a.JPEG 3\n"], "tiny_test.txt:4: label 3, but training has 0 to 2"),
+    "val label never trained": ("val", lambda l: [b"val/a.JPEG 40\n"] + l, "tiny_val.txt:1: label 40, but training has 0 to 2"),
     "binary file": ("train", lambda l: [b"\x00\xff\xfe\x00PNG\n"], "tiny_train.txt:1:"),
-    "missing image": ("train", lambda l: [b"train/none.JPEG 0\n"] * 9 + l[9:], "train/none.JPEG: no such image file"),
-    "folder as image": ("train", lambda l: [b"train/n00000000 0\n"] * 9 + l[9:], "train/n00000000: not a readable image"),
-    "missing val image": ("val", lambda l: [b"val/none.JPEG 0\n"] + l[1:], "val/none.JPEG: no such image file"),
-    "missing test image": ("test", lambda l: [b"test/none.JPEG 0\n"] + l[1:], "test/none.JPEG: no such image file"),
+    "missing image": ("train", lambda l: [b"train/none.JPEG 0\n"] * 9 + l[9:], "9 of 18 images are no files, first "),
+    "folder as image": ("train", lambda l: [b"train/n00000000 0\n"] * 9 + l[9:], "images are no files"),
+    "missing val image": ("val", lambda l: [b"val/none.JPEG 0\n"] + l[1:], "tiny_val.txt: 1 of 3 images are no files, first "),
+    "missing test image": ("test", lambda l: [b"test/none.JPEG 0\n"] + l[1:], "tiny_test.txt: 1 of 3 images are no files, first "),
 }
 
 
@@ -52,7 +52,7 @@ LISTS = {  # split, change of its lines, what the message names
 def test_list_files(root, refused, case):
     split, change, named = LISTS[case]
     edit(root, split, change)
-    assert named in refused(train.main, tiny_flags(root, out="run", epochs=1), 1)
+    assert named in refused(train.main, tiny_flags(root, out="run", epochs=1))
 
 
 IMAGES = {
@@ -70,46 +70,46 @@ def test_image_files(root, refused, split, case):
         Image.effect_noise((64, 64), 50).save(root / "x.png")
         content = (root / "x.png").read_bytes()[:-1500]
     path.write_bytes(content(path.read_bytes()) if callable(content) else content)
-    line = refused(train.main, tiny_flags(root, out="run", epochs=1), 1)
+    line = refused(train.main, tiny_flags(root, out="run", epochs=1))
     assert f"{path}: not a readable image" in line
 
 
 FLAGS = {
-    "S not a multiple of Z": (dict(Z=3), 1, "Z = 3 does not divide S = 8; the nearest that do are Z = 2 and 4"),
-    "Z above S": (dict(Z=9), 1, "Z = 9"),
-    "S above N": (dict(batch_size=20), 1, "S = 20 is more than the 18 training images"),
-    "S is 0": (dict(batch_size=0), 2, "--batch-size"),
-    "S is a word": (dict(batch_size="many"), 2, "--batch-size: invalid int value: 'many'"),
-    "S is a fraction": (dict(batch_size=1.5), 2, "--batch-size"),
-    "Z is 0": (dict(Z=0), 2, "--Z"),
-    "negative Z": (dict(Z=-4), 2, "--Z"),
-    "no epochs": (dict(epochs=0), 2, "--epochs"),
-    "lr below 0": (dict(lr=-0.1), 2, "--lr"),
-    "lr is nan": (dict(lr="nan"), 2, "--lr"),
-    "lr is inf": (dict(lr="inf"), 2, "--lr"),
-    "momentum is a word": (dict(momentum="x"), 2, "--momentum"),
-    "weight decay below 0": (dict(weight_decay=-1), 2, "--weight-decay"),
-    "size too small": (dict(size=8), 2, "--size"),
-    "negative workers": (dict(workers=-1), 2, "--workers"),
-    "negative seed": (dict(seed=-1), 2, "--seed"),
-    "imbalance below 1": (dict(imbalance=0.5), 2, "--imbalance"),
-    "save-every 0": (dict(save_every=0), 2, "--save-every"),
-    "unknown arch": (dict(arch="vgg16"), 2, "resnet10"),
-    "unknown dataset": (dict(data="nosuch"), 1, "unknown dataset 'nosuch'"),
-    "unknown dataset lists what there is": (dict(data="nosuch"), 1, "there are glyphs_lt, cifar10_lt, cifar100_lt, tiny"),
-    "root is not there": (dict(root="/nosuch/folder"), 1, "/nosuch/folder: no such folder"),
-    "resume of nothing": (dict(resume="none.pt"), 1, "none.pt: no such checkpoint"),
-    "init of nothing": (dict(init="none.pt"), 1, "none.pt: no such checkpoint"),
-    "cifar not there": (dict(data="cifar10_lt"), 1, "CIFAR10 is not in"),
-    "out is a file": (dict(out="tiny_val.txt"), 1, "--out tiny_val.txt"),
-    "out below a file": (dict(out="tiny_val.txt/run"), 1, "--out tiny_val.txt/run"),
+    "S not a multiple of Z": (dict(Z=3), "Z = 3 does not divide S = 8; take S = 6 or 9"),
+    "Z above S": (dict(Z=9), "Z = 9"),
+    "S above N": (dict(batch_size=20), "S = 20 is more than the 18 training images"),
+    "S is 0": (dict(batch_size=0), "--batch-size"),
+    "S is a word": (dict(batch_size="many"), "--batch-size: invalid int value: 'many'"),
+    "S is a fraction": (dict(batch_size=1.5), "--batch-size"),
+    "Z is 0": (dict(Z=0), "--Z"),
+    "negative Z": (dict(Z=-4), "--Z"),
+    "no epochs": (dict(epochs=0), "--epochs"),
+    "lr below 0": (dict(lr=-0.1), "--lr"),
+    "lr is nan": (dict(lr="nan"), "--lr"),
+    "lr is inf": (dict(lr="inf"), "--lr"),
+    "momentum is a word": (dict(momentum="x"), "--momentum"),
+    "weight decay below 0": (dict(weight_decay=-1), "--weight-decay"),
+    "size too small": (dict(size=8), "--size"),
+    "negative workers": (dict(workers=-1), "--workers"),
+    "negative seed": (dict(seed=-1), "--seed"),
+    "imbalance below 1": (dict(imbalance=0.5), "--imbalance"),
+    "save-every 0": (dict(save_every=0), "--save-every"),
+    "unknown arch": (dict(arch="vgg16"), "resnet10"),
+    "unknown dataset": (dict(data="nosuch"), "unknown dataset 'nosuch'"),
+    "unknown dataset lists what there is": (dict(data="nosuch"), "there are ['glyphs_lt', 'cifar10_lt', 'cifar100_lt', 'tiny']"),
+    "root is not there": (dict(root="/nosuch/folder"), "/nosuch/folder: not a folder"),
+    "resume of nothing": (dict(resume="none.pt"), "none.pt: not a checkpoint of this project, or damaged (No such file or directory)"),
+    "init of nothing": (dict(init="none.pt"), "none.pt: not a checkpoint of this project, or damaged (No such file or directory)"),
+    "cifar not there": (dict(data="cifar10_lt"), "CIFAR10 is not in"),
+    "out is a file": (dict(out="tiny_val.txt"), "--out tiny_val.txt"),
+    "out below a file": (dict(out="tiny_val.txt/run"), "--out tiny_val.txt/run"),
 }
 
 
 @pytest.mark.parametrize("case", FLAGS)
 def test_flags(root, refused, case):
-    flags, status, named = FLAGS[case]
-    assert named in refused(train.main, tiny_flags(**dict(root=root, out="run") | flags), status)
+    flags, named = FLAGS[case]
+    assert named in refused(train.main, tiny_flags(**dict(root=root, out="run") | flags))
 
 
 LAMBDAS = {"all zero": (0, 0, 0), "only rotation": (0, 0, 1), "negative": (-1, 1, 1), "nan": ("nan", 1, 1), "two": (1, 1),
@@ -118,7 +118,7 @@ LAMBDAS = {"all zero": (0, 0, 0), "only rotation": (0, 0, 1), "negative": (-1, 1
 
 @pytest.mark.parametrize("case", LAMBDAS)
 def test_lambdas(root, refused, case):
-    assert "--lambdas" in refused(train.main, [*tiny_flags(root, out="run"), "--lambdas", *LAMBDAS[case]], 2)
+    assert "--lambdas" in refused(train.main, [*tiny_flags(root, out="run"), "--lambdas", *LAMBDAS[case]])
 
 
 @pytest.mark.parametrize("argv, named", [(["--nosuch"], "--nosuch"), (["--pretrained"], "resnet10 has no pre-trained weights"),
@@ -133,8 +133,8 @@ def test_pretrained_weights_without_a_network(root, refused, monkeypatch):
     def offline(arch, weights):
         raise OSError("<urlopen error no network>")
     monkeypatch.setattr(model, "get_model", offline)
-    line = refused(train.main, [*tiny_flags(root, out="run", arch="resnet18"), "--pretrained"], 1)
-    assert "--arch resnet18 --pretrained: <urlopen error no network>" in line
+    line = refused(train.main, [*tiny_flags(root, out="run", arch="resnet18"), "--pretrained"])
+    assert "--arch resnet18 --pretrained (<urlopen error no network>)" in line
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +162,14 @@ def test_checkpoints(root, refused, checkpoint, use, case):
         torch.save(content, root / "bad.pt")
     main, argv = {"evaluate": (evaluate.main, ["bad.pt"]), "resume": (train.main, ["--resume", "bad.pt"]),
                   "init": (train.main, tiny_flags(root, out="run", init="bad.pt"))}[use]
-    line = refused(main, argv, 1)
+    line = refused(main, argv)
     assert "bad.pt: layout" in line if "layout" in case else "bad.pt: not a checkpoint of this project" in line
 
 
 @pytest.mark.parametrize("flag, value", [("lr", 0.5), ("Z", 4), ("data", "glyphs_lt"), ("arch", "resnet18"), ("seed", 3),
                                          ("epochs", 9), ("batch-size", 16), ("size", 64), ("init", "x.pt"), ("out", "y")])
 def test_flag_that_contradicts_the_checkpoint_is_refused_by_name(root, refused, checkpoint, flag, value):
-    assert f"--{flag}" in refused(train.main, ["--resume", checkpoint, f"--{flag}", value], 2)
+    assert f"--{flag}" in refused(train.main, ["--resume", checkpoint, f"--{flag}", value])
 
 
 def test_flags_that_agree_with_the_checkpoint_are_fine(tiny_root, checkpoint, capsys):
@@ -179,30 +179,30 @@ def test_flags_that_agree_with_the_checkpoint_are_fine(tiny_root, checkpoint, ca
 
 def test_data_that_changed_since_is_refused(root, refused, checkpoint):
     for main, argv in ((evaluate.main, [checkpoint, "--root", root]), (train.main, ["--resume", checkpoint, "--root", root])):
-        assert "is not what the checkpoint was trained on" in refused(main, argv, 1)
+        assert "its train list is not the one trained with" in refused(main, argv)
 
 
 @pytest.mark.parametrize("argv, named", [
     (["--make", "x"], "--from"), (["--make", "x", "--from", "/nosuch"], "/nosuch"),
     (["--make", "x", "--from", "train", "--max", 3, "--min", 5], "--min"), (["--make", "x", "--from", "train", "--alpha", 0], "--alpha"),
     (["--make", "x", "--from", "train/n00000000"], "two or more classes"), (["--make", "x", "--from", "train"], "has "),
-    (["--make", "tiny", "--from", "train", "--root", "."], "tiny_train.txt exists"), (["--data", "tiny"], "data: no such folder"), (["--data", "cifar10_lt", "--imbalance", 0], "--imbalance"),
-    (["--data", "tiny", "--root", "tiny_val.txt"], "tiny_val.txt: no such folder")])
+    (["--make", "tiny", "--from", "train", "--root", "."], "tiny_train.txt exists"), (["--data", "tiny"], "data: not a folder"), (["--data", "cifar10_lt", "--imbalance", 0], "--imbalance"),
+    (["--data", "tiny", "--root", "tiny_val.txt"], "tiny_val.txt: not a folder")])
 def test_data_command(root, refused, argv, named):
     assert named in refused(data.main, argv)
 
 
-@pytest.mark.parametrize("argv, named", [([], "checkpoint"), (["none.pt"], "none.pt: no such checkpoint"),
+@pytest.mark.parametrize("argv, named", [([], "checkpoint"), (["none.pt"], "none.pt: not a checkpoint of this project, or damaged (No such file or directory)"),
                                          (["--split", "all", "x.pt"], "--split"), ([".", "--split", "val"], ".: ")])
 def test_evaluate_command(root, refused, argv, named):
     assert named in refused(evaluate.main, argv)
 
 
 def test_export_that_cannot_be_written(tiny_root, refused, checkpoint):
-    assert "/nosuch/x.npz" in refused(evaluate.main, [checkpoint, "--export", "/nosuch/x.npz"], 1)
+    assert "/nosuch/x.npz" in refused(evaluate.main, [checkpoint, "--export", "/nosuch/x.npz"])
 
 
 def test_nothing_but_the_asked_files_is_left_by_a_refused_start(root, refused):
     before = set(os.listdir(root))
     refused(train.main, tiny_flags(root, out="run", Z=3))
-    assert set(os.listdir(root)) - before <= {"run"} and not os.path.exists(root / "run" / "last.pt")
+    assert set(os.listdir(root)) == before

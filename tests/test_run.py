@@ -3,24 +3,33 @@ import csv
 import json
 import os
 import random
+import resource
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import finish, start, tiny_flags, write_lists
+from conftest import ROOT, finish, start, tiny_flags, write_lists
 
 
 def weights(folder):
     """Everything of a checkpoint that a resumed run must reproduce bit by bit, flat."""
     state = torch.load(folder / "last.pt", weights_only=True)
-    tensors = {f"model {k}": v for k, v in state["model"].items()} | {"sums": state["sums"], "class": state["class_sums"]}
+    tensors = {f"model {k}": v for k, v in state["model"].items()} | {"sums": state["sums"]}
     tensors |= {f"momentum {i}": v["momentum_buffer"] for i, v in state["optimizer"]["state"].items()}
-    tensors |= {f"class_loss {i}": v for i, v in enumerate(state["class_loss"])}
-    rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in state["record"]]
-    return tensors, rows, state["m"]
+    rows = [{k: v for k, v in row.items() if k != "images_per_second"}
+            for row in csv.DictReader(state["record"].splitlines())]
+    return tensors, (rows, state["class_loss"]), state["m"]
+
+
+def wait_for(folder, text, file="stdout"):
+    while not (folder / file).exists() or text not in (folder / file).read_text():
+        time.sleep(0.01)
 
 
 def assert_same_run(a, b):
@@ -42,7 +51,7 @@ def test_training_then_evaluation_from_its_checkpoint_gives_the_same_row(undistu
     run, out = undisturbed
     assert out.startswith("CBS+RRS+SS on tiny: 78 images of 4 classes, 1 x cpu, float32")
     assert "lambdas [0.5, 1.0, 1.0], Z 2, batch_size 8, epochs 2" in out
-    assert "epoch 2/2  iteration 18/18  l_CBS" in out and "images/s" in out and "left" in out
+    assert "m 1/18  l_CBS" in out and "m 18/18  l_CBS" in out and "images/s  0 min left" in out
     header, row = out.splitlines()[-2:]
     assert header.split() == ["Many", "Medium", "Low", "Overall"] and row.split()[0] == "–"
     code, evaluated, err = script("evaluate", run / "last.pt")
@@ -92,14 +101,13 @@ def test_export_holds_what_figures_3_and_4_draw(undisturbed, tmp_path, script):
 def test_signal_saves_and_resuming_ends_with_the_same_bits(undisturbed, tiny_root, tmp_path, script, number):
     flags = tiny_flags(tiny_root, out="run", workers=1)
     process = start("train", flags, tmp_path)
-    while "iteration 9/18" not in (tmp_path / "stdout").read_text() if (tmp_path / "stdout").exists() else True:
-        time.sleep(0.01)
+    wait_for(tmp_path, "epoch 1/2")
     os.kill(process.pid, number)
     code, out, err = finish(process, tmp_path)
     assert code == 128 + number and err.count("\n") == 1
     assert "go on with: python train.py --resume run/last.pt" in err
     stopped = torch.load(tmp_path / "run/last.pt", weights_only=True)["m"]
-    assert 9 <= stopped < 18 and f"stopped at iteration {stopped}/18" in err
+    assert 9 <= stopped <= 18 and f"stopped at iteration {stopped}/18" in err
     assert script("train", "--resume", "run/last.pt", "--workers", 0)[0] == 0
     assert_same_run(undisturbed[0], tmp_path / "run")
 
@@ -136,22 +144,26 @@ def test_a_run_is_never_overwritten(undisturbed, tiny_root, script):
     run, _ = undisturbed
     before = (run / "last.pt").read_bytes()
     code, _, err = script("train", *tiny_flags(tiny_root, out=run))
-    assert code == 2 and err.count("\n") == 1 and f"--resume {run}/last.pt" in err and "--out" in err
+    assert code == 1 and err.count("\n") == 1 and f"--resume {run}/last.pt" in err and "--out" in err
     assert (run / "last.pt").read_bytes() == before
+
+
+def full_disk():
+    """Files of more than 1 MB, such as a checkpoint, cannot be written."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10 ** 6, 10 ** 6))
 
 
 def test_full_disk_is_one_line_and_the_old_checkpoint_loads(tiny_root, tmp_path, script):
     run = tmp_path / "run"
     assert script("train", *tiny_flags(tiny_root, out="run", epochs=1))[0] == 0
     state = torch.load(run / "last.pt", weights_only=True)
-    state["m"] = 5  # as if stopped there
+    state["m"], state["epoch"] = 5, 0  # as if stopped there
     torch.save(state, run / "last.pt")
     before = (run / "last.pt").read_bytes()
-    (run / "last.pt.tmp").symlink_to("/dev/full")
-    code, _, err = script("train", "--resume", "run/last.pt", "--workers", 0)
-    assert code == 1 and err.count("\n") == 1 and "run/last.pt: cannot be saved (No space left on device)" in err
-    assert (run / "last.pt").read_bytes() == before
-    (run / "last.pt.tmp").unlink()
+    process = start("train", ["--resume", "run/last.pt", "--workers", 0], tmp_path, setup=full_disk)
+    code, _, err = finish(process, tmp_path)
+    assert code == 1 and err.count("\n") == 1 and "run/last.pt: cannot be saved" in err and "(File too large)" in err
+    assert (run / "last.pt").read_bytes() == before and not (run / "last.pt.tmp").exists()
     assert script("train", "--resume", "run/last.pt", "--workers", 0)[0] == 0
 
 
@@ -206,7 +218,7 @@ def test_ftrrs_cbs_starts_with_phi_of_the_checkpoint_and_a_new_h(tiny_root, tmp_
     assert len(parameters) > 20 and all(torch.equal(rrs[k], ft[k]) for k in parameters)
     assert not torch.equal(rrs["h_a.weight"], ft["h.weight"]) and not torch.equal(rrs["h.weight"], ft["h_a.weight"])
     code, _, err = script("train", *tiny_flags(tiny_root, out="x", arch="resnet18"), "--init", "rrs/last.pt")
-    assert code == 1 and "--init rrs/last.pt: its phi does not fit --arch resnet18" in err
+    assert code == 1 and "rrs/last.pt: its --arch or --small-stem is another" in err
 
 
 ROWS = {  # the paper's rows: flags, and the name they are given
@@ -230,18 +242,20 @@ def test_each_row_of_the_tables_trains_and_predicts_with_its_own_head(tiny_root,
 
 
 def test_recipes_are_the_papers_and_flags_win(tmp_path, monkeypatch):
-    from train import parse
+    import train
     monkeypatch.chdir(tmp_path)
-    recipe = parse([])[0]
+    def recipe_of(flags):
+        return train.recipe(train.parse(flags.split())[0])
+    recipe = recipe_of("")
     assert recipe["lambdas"] == [0.5, 1, 1] and recipe["Z"] == 4 and recipe["data"] == "glyphs_lt"
-    recipe = parse("--data imagenet_lt --arch resnet10".split())[0]
+    recipe = recipe_of("--data imagenet_lt --arch resnet10")
     assert (recipe["epochs"], recipe["lr"], recipe["batch_size"], recipe["weight_decay"]) == (90, 0.1, 128, 5e-4)
     assert recipe["size"] == 224 and not recipe["pretrained"]
-    recipe = parse("--data Places_LT --arch resnet152".split())[0]
+    recipe = recipe_of("--data Places_LT --arch resnet152")
     assert (recipe["pretrained"], recipe["epochs"], recipe["lr"], recipe["lr_pretrained"]) == (True, 30, 0.1, 0.001)
-    assert not parse("--data places_lt --arch resnet50".split())[0]["pretrained"]
-    assert parse("--data cifar100_lt".split())[0]["small_stem"]
-    recipe = parse("--data places_lt --arch resnet152 --no-pretrained --epochs 7 --lambdas 1 1 0".split())[0]
+    assert not recipe_of("--data places_lt --arch resnet50")["pretrained"]
+    assert recipe_of("--data cifar100_lt")["small_stem"]
+    recipe = recipe_of("--data places_lt --arch resnet152 --no-pretrained --epochs 7 --lambdas 1 1 0")
     assert not recipe["pretrained"] and recipe["epochs"] == 7 and recipe["lambdas"] == [1, 1, 0]
 
 
@@ -250,9 +264,231 @@ def test_pretrained_weights_have_their_own_learning_rate(monkeypatch):
     import train
     original, asked = model.get_model, []
     monkeypatch.setattr(model, "get_model", lambda arch, weights: asked.append(weights) or original(arch, weights=None))
-    recipe = train.DEFAULTS | dict(arch="resnet18", pretrained=True)
-    net, optimizer = train.build(recipe, 5, None)
+    args = train.flags().parse_args(["--arch", "resnet18", "--pretrained"])
+    net, optimizer = train.build(args, 5)
     assert asked == ["IMAGENET1K_V1"]
-    rate = {p: group["peak"] for group in optimizer.param_groups for p in group["params"]}
+    rate = {p: group["base_lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, p in net.named_parameters():
         assert rate[p] == (0.001 if name.startswith("phi.1.") and ".fc." not in name else 0.1), name
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("moment", ["m 1/540", "epoch 2/60", "stopped in validation"])
+def test_signal_to_the_whole_group_loses_nothing(tiny_root, tmp_path, script, workers, moment):
+    """As a cluster's scheduler sends it: to loading workers, too."""
+    setup = slow_validation if moment.startswith("stopped") else None
+    process = start("train", tiny_flags(tiny_root, out="run", workers=workers, epochs=60), tmp_path, setup=setup)
+    wait_for(tmp_path, "validating" if setup else moment)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, out, err = finish(process, tmp_path)
+    assert code == 128 + signal.SIGTERM and err.count("\n") == 1, err
+    m = torch.load(tmp_path / "run/last.pt", weights_only=True)["m"]
+    assert f"stopped at iteration {m}/540" in err and m >= (9 if setup else 1)
+    assert "go on with: python train.py --resume run/last.pt" in err
+
+
+def slow_validation():
+    """In the training process: say when validation begins, then take a while."""
+    import evaluate
+    predict = evaluate.predict
+
+    def slow(*args):
+        print("validating", flush=True)
+        time.sleep(2)
+        return predict(*args)
+    evaluate.predict = slow
+
+
+def slow_test():
+    import evaluate
+    predict, calls = evaluate.predict, []
+
+    def slow(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            print("testing", flush=True)
+            time.sleep(20)
+        return predict(*args)
+    evaluate.predict = slow
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_in_the_final_test_ends_at_once_and_the_run_is_complete(tiny_root, tmp_path, script, number):
+    process = start("train", tiny_flags(tiny_root, out="run", epochs=1, workers=1), tmp_path, setup=slow_test)
+    wait_for(tmp_path, "testing")
+    os.killpg(process.pid, number)
+    process.join(10)
+    assert process.exitcode not in (None, 0)
+    code, out, err = script("train", "--resume", "run/last.pt", "--workers", 0)
+    assert code == 0 and "test accuracy" in out and (tmp_path / "run/test.csv").exists()
+
+
+def stubborn():
+    """An iteration that never ends, as when shared memory is short."""
+    import evaluate
+    import train
+    losses = train.losses
+
+    def hang(*args):
+        print("hanging", flush=True)
+        while True:
+            time.sleep(0.1)
+        return losses(*args)
+    train.losses = hang
+
+
+def test_a_second_signal_always_ends_the_process(tiny_root, tmp_path):
+    process = start("train", tiny_flags(tiny_root, out="run"), tmp_path, setup=lambda_save_off)
+    wait_for(tmp_path, "hanging")
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(0.5)
+    assert process.exitcode is None  # the first is remembered until the iteration is done
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(10)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def lambda_save_off():
+    import train
+    stubborn()
+    save_run = train.save_run
+
+    def save(args, log, *rest):
+        save_run(args, log, *rest)
+        log.saved = None  # as if an iteration had been done since
+    train.save_run = save
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_closed_terminal_and_a_schedulers_warning_save(tiny_root, tmp_path, number):
+    process = start("train", tiny_flags(tiny_root, out="run", epochs=60), tmp_path)
+    wait_for(tmp_path, "epoch 1/60")
+    os.kill(process.pid, number)
+    code, _, err = finish(process, tmp_path)
+    assert code == 128 + number and "stopped at iteration" in err
+
+
+def test_an_ignored_signal_stays_ignored(tiny_root, tmp_path):
+    """nohup python train.py &"""
+    process = start("train", tiny_flags(tiny_root, out="run"), tmp_path, setup=ignore_hangup)
+    wait_for(tmp_path, "m 1/18")
+    os.kill(process.pid, signal.SIGHUP)
+    assert finish(process, tmp_path)[0] == 0
+
+
+def ignore_hangup():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def test_a_folder_belongs_to_one_process_and_is_free_when_that_is_killed(tiny_root, tmp_path, script):
+    first = start("train", tiny_flags(tiny_root, out=tmp_path / "run", epochs=60, workers=1, save_every=1), tmp_path / "a")
+    wait_for(tmp_path / "a", "epoch 1/60")
+    for argv in (tiny_flags(tiny_root, out="run"), ["--resume", "run/last.pt"]):
+        code, _, err = script("train", *argv)
+        assert code == 1 and err.count("\n") == 1 and "run: another process trains in it" in err
+    assert first.is_alive()
+    first.kill()
+    first.join()
+    process = start("train", ["--resume", "run/last.pt", "--workers", 0], tmp_path)  # at once
+    wait_for(tmp_path, "60  val")
+    process.terminate()
+    assert finish(process, tmp_path)[0] == 128 + signal.SIGTERM
+
+
+def test_an_image_that_vanishes_in_an_epoch_costs_no_iteration(tmp_path, script):
+    write_lists(tmp_path)
+    process = start("train", tiny_flags(tmp_path, out="run", epochs=60), tmp_path)
+    wait_for(tmp_path, "epoch 1/60")
+    for image in (tmp_path / "train/n00000003").iterdir():
+        image.rename(f"{image}.gone")
+    code, _, err = finish(process, tmp_path)
+    assert code == 1 and err.count("\n") == 1 and "no such image file" in err
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    assert state["m"] > 9 or state["epoch"] == 1
+
+
+def test_a_validation_that_fails_costs_no_epoch(tmp_path, script):
+    write_lists(tmp_path)
+    broken = tmp_path / "val/n00000001/0.JPEG"
+    good = broken.read_bytes()
+    broken.write_bytes(b"")
+    code, _, err = script("train", *tiny_flags(tmp_path, out="run"))
+    assert code == 1 and f"{broken}: not a readable image" in err
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    assert state["m"] == 9 and state["epoch"] == 0
+    broken.write_bytes(good)
+    assert script("train", "--resume", "run/last.pt", "--workers", 0)[0] == 0
+    assert script("train", *tiny_flags(tmp_path, out="whole"))[0] == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_an_older_copy_does_not_replace_a_newer_checkpoint(undisturbed, tmp_path, script):
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    state = torch.load(tmp_path / "run/last.pt", weights_only=True)
+    torch.save(state | dict(m=9, epoch=1), tmp_path / "run/older.pt")
+    before = (tmp_path / "run/last.pt").read_bytes()
+    code, _, err = script("train", "--resume", "run/older.pt")
+    assert code == 1 and "run holds a run that is further on: --resume run/last.pt" in err
+    assert (tmp_path / "run/last.pt").read_bytes() == before
+
+
+def test_a_reordered_list_is_not_the_one_trained_with(tmp_path, script):
+    write_lists(tmp_path)
+    assert script("train", *tiny_flags(tmp_path, out="run", epochs=1))[0] == 0
+    for split, command in (("train", ["train", "--resume", "run/last.pt"]), ("test", ["evaluate", "run/last.pt"])):
+        path = tmp_path / f"tiny_{split}.txt"
+        lines = path.read_text()
+        path.write_text("".join(reversed(lines.splitlines(keepends=True))))
+        code, _, err = script(*command)
+        assert code == 1 and f"its {split} list is not the one trained with" in err
+        path.write_text(lines)
+
+
+def test_names_of_runs_tell_them_apart(tmp_path, monkeypatch):
+    import train
+    monkeypatch.chdir(tmp_path)
+
+    def named(flags):
+        args, _ = train.parse(flags.split())
+        return train.method(args), args.out
+    runs = [named(flags) for flags in (
+        "", "--lambdas 1 0 0", "--lambdas 1 0 0 --init x.pt", "--lambdas 0 1 0 --init x.pt", "--lambdas 0.5 1 0 --init x.pt",
+        "--lambdas 0.5 1 0", "--lr 0.05", "--epochs 7", "--lr 0.05 --epochs 7", "--Z 2", "--no-amp", "--seed 1", "--size 32",
+        "--rotation-augmentation")]
+    names, folders = zip(*runs)
+    assert names[1:5] == ("CBS-Only", "ftRRS+CBS", "RRS-Only-init", "CBS+RRS-init")
+    assert len(set(folders)) == len(folders) - 1 and folders[0] == folders[-2]  # --size 32 is the recipe's
+    assert folders[6] == "runs/glyphs_lt-resnet10-CBS+RRS+SS_0.5_1_1-seed0-lr_0.05"
+
+
+def test_the_default_root_is_saved_whole(tmp_path, monkeypatch):
+    import train
+    monkeypatch.chdir(tmp_path)
+    assert train.parse([])[0].root == str(tmp_path / "data")
+
+
+def test_a_resumed_run_lets_go_of_its_checkpoint(undisturbed, tmp_path):
+    import train
+    args, checkpoint = train.parse(["--resume", str(undisturbed[0] / "last.pt"), "--no-amp"])
+    train.build(args, 4, checkpoint)
+    assert not any(torch.is_tensor(x) and x.numel() > 1000 for x in checkpoint.values())
+    assert "model" not in checkpoint and "optimizer" not in checkpoint
+
+
+def test_output_that_is_closed_saves_and_says_so_in_one_line(tiny_root, tmp_path):
+    process = subprocess.Popen([sys.executable, "train.py", *tiny_flags(tiny_root, out=tmp_path / "run", epochs=60)],
+                               cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(3):
+        process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 1 and err.count("\n") == 1 and "Broken pipe" in err
+    assert torch.load(tmp_path / "run/last.pt", weights_only=True)["m"] >= 1
+
+
+def test_no_loss_is_shown_of_a_task_that_is_off_and_ascii_terminals_will_do(tiny_root, tmp_path):
+    done = subprocess.run([sys.executable, "-W", "error::DeprecationWarning", "train.py", "--lambdas", "0", "1", "0",
+                           *tiny_flags(tiny_root, out=tmp_path / "run", epochs=1)], cwd=ROOT, capture_output=True,
+                          text=True, env=os.environ | dict(PYTHONIOENCODING="ascii"))
+    assert done.returncode == 0 and "l_RRS" in done.stdout and "l_SS" not in done.stdout and "Many ?" in done.stdout
+    assert max(map(len, done.stdout.splitlines()[2:])) < 80

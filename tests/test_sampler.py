@@ -75,13 +75,13 @@ def test_without_replacement_equals_every_arrangement_equally_often():
 
 
 def test_rrs_epoch_is_a_permutation_cut_into_batches():
-    sampler = RegularRandomSampler(LABELS, S=12)
+    sampler = RegularRandomSampler(len(LABELS), S=12)
     steps = len(LABELS) // 12
     epochs = [np.concatenate([sampler.batch(m) for m in range(1 + e * steps, 1 + (e + 1) * steps)]) for e in range(3)]
     for epoch in epochs:
         assert len(set(epoch.tolist())) == len(epoch) == steps * 12
     assert not (epochs[0] == epochs[1]).all()
-    firsts = np.bincount([RegularRandomSampler(LABELS, 1, seed).batch(1)[0] for seed in range(5000)], minlength=112)
+    firsts = np.bincount([RegularRandomSampler(len(LABELS), 1, seed).batch(1)[0] for seed in range(5000)], minlength=112)
     assert chi_squared(firsts, 5000 / 112) < 4
 
 
@@ -95,7 +95,7 @@ def test_same_seed_and_iteration_same_batch_whatever_came_before():
 
 
 def test_joint_batch_is_cbs_then_rrs_and_a_branch_can_be_off():
-    cbs, rrs = ClassBalancedSampler(LABELS, 12, 4, seed=1), RegularRandomSampler(LABELS, 12, seed=1)
+    cbs, rrs = ClassBalancedSampler(LABELS, 12, 4, seed=1), RegularRandomSampler(len(LABELS), 12, seed=1)
     both, only_cbs, only_rrs = (list(JointBatchSampler(LABELS, 12, 4, 20, 1, 0, *on)) for on in ((1, 1), (1, 0), (0, 1)))
     for m in range(1, 21):
         assert only_cbs[m - 1] == cbs.batch(m).tolist() and only_rrs[m - 1] == rrs.batch(m).tolist()
@@ -108,15 +108,15 @@ def test_works_with_any_dataset_through_a_dataloader():
         assert (LABELS[images] == labels.numpy()).all() and (labels[:12].view(3, 4).diff(dim=1) == 0).all()
 
 
-@pytest.mark.parametrize("S, Z, near", [(128, 5, "4 and 8"), (10, 4, "2 and 5"), (6, 9, "6 and 6"), (7, 2, "1 and 7")])
+@pytest.mark.parametrize("S, Z, near", [(128, 5, "125 or 130"), (10, 4, "8 or 12"), (6, 9, "9 or 18"), (7, 2, "6 or 8")])
 def test_Z_that_does_not_divide_S_names_the_nearest(S, Z, near):
-    with pytest.raises(ValueError, match=f"nearest that do are Z = {near}"):
+    with pytest.raises(ValueError, match=f"take S = {near}"):
         ClassBalancedSampler(LABELS, S, Z)
 
 
 def test_batch_larger_than_the_set_and_empty_class_are_refused():
     with pytest.raises(ValueError, match="S = 113 is more than the 112"):
-        RegularRandomSampler(LABELS, 113)
+        RegularRandomSampler(112, 113)
     with pytest.raises(ValueError, match="class 1 has no image"):
         ClassBalancedSampler(np.array([0, 2, 2, 0]), 2, 1)
 
