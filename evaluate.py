@@ -46,7 +46,9 @@ def cell(accuracy):
     return "–" if np.isnan(accuracy) else f"{accuracy:.1f}"
 
 def write(path, content):
-    """Save bytes completely or not at all. Raises InputError."""
+    """Save bytes completely or not at all, in the first process. Raises InputError."""
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return
     with explain(f"{path}: cannot be saved; what was saved before is untouched", OSError):
         try:
             with open(f"{path}.tmp", "wb") as file:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import evaluate
 from data import SIGNALS, WORKERS, InputError, Parser, explain, loader, number, require, run
+from evaluate import report
 from model import ARCHS, Model, has_bf16
 from sampler import JointBatchSampler
 
@@ -87,14 +88,10 @@ def train(args, checkpoint=None):
     log = Log(args, len(sets["train"]), len(N_c), checkpoint)
     model, optimizer = build(args, len(N_c), checkpoint)
     batches = training_batches(args, sets["train"], log.m, log.M)
-    lock = claim(args, log.m) if RANK == 0 else None  # noqa: F841, held while this function runs
-    print(f"{method(args)} on {args.data}: {len(sets['train']):,} images of {len(N_c)} classes, "
-          f"{WORLD} x {DEVICE.type}, {'bfloat16' if amp else 'float32'}, to {args.out}\n"
-          + ", ".join(f"{key} {value}" for key, value in recipe(args).items()))
-    modules = [DistributedDataParallel(module) if WORLD > 1 and used else module
-               for module, used in zip(model.children(), (True, *args.lambdas))]
-    iterations = algorithm_1(modules, optimizer, batches, args.lambdas, args.rotation_augmentation,
-                             log.m, log.M, amp)
+    lock = claim(args, log.m)  # noqa: F841, held while this function runs
+    print(headline(args, sets["train"], amp))
+    iterations = algorithm_1(parallel(model, args.lambdas), optimizer, batches, args.lambdas,
+                             args.rotation_augmentation, log.m, log.M, amp)
 
     def save():
         save_run(args, log, model, optimizer, sets)
@@ -107,11 +104,11 @@ def train(args, checkpoint=None):
         for epoch in range(log.epoch, args.epochs):
             for m, l, Y in itertools.islice(iterations, (epoch + 1) * log.steps - log.m):
                 log.add(m, l, Y)
-                if log.must_stop():
+                stop = log.must_stop()
+                if stop or m % (args.save_every or log.M) == 0:
                     save()
+                if stop:
                     log.leave()
-                if args.save_every and m % args.save_every == 0:
-                    save()
             save()  # before validation, which takes long and may fail
             log.end_epoch(sets["val"].labels, predict("val"), N_c)
             save()
@@ -122,8 +119,7 @@ def train(args, checkpoint=None):
     finally:
         batches.close()
     on_signals(signal.SIG_DFL)  # all is saved
-    evaluate.report("test accuracy, in percent", sets["test"], predict("test"), N_c,
-                    args.out if RANK == 0 else None)
+    report("test accuracy, in percent", sets["test"], predict("test"), N_c, args.out)
 
 def build(args, C, checkpoint=None):
     """Model and SGD: new, with phi from --init (Table 3), or taken out of a checkpoint."""
@@ -179,6 +175,13 @@ def init_process():
     dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=RANK, world_size=WORLD)
     sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
     return store
+
+def parallel(model, lambdas):
+    """phi, h, h_a, h_s; of many processes, those in use with their gradients averaged."""
+    modules = list(model.children())
+    if WORLD == 1:
+        return modules
+    return [DistributedDataParallel(m) if used else m for m, used in zip(modules, (1, *lambdas))]
 
 def all_reduce(x):
     """The sum of a tensor over all processes, on the CPU."""
@@ -283,6 +286,8 @@ def on_signals(action):
 def claim(args, m):
     """Make the run's folder and lock it while the returned file is referenced. Raises InputError
     where another process has it, or it holds a run that is further on than m."""
+    if RANK > 0:
+        return None
     with explain(f"--out {args.out}: another process trains in it, or it is no folder", OSError):
         os.makedirs(args.out, exist_ok=True)
         lock = open(f"{args.out}/lock", "w")
@@ -358,6 +363,12 @@ def recipe(args):
     """The settings that a run's numbers depend on."""
     others = "out", "resume", "save_every", "workers", "compile"
     return {key: value for key, value in vars(args).items() if key not in others}
+
+def headline(args, dataset, amp):
+    C = len(dataset.N_c)
+    return (f"{method(args)} on {args.data}: {len(dataset):,} images of {C} classes, {WORLD} x "
+            f"{DEVICE.type}, {'bfloat16' if amp else 'float32'}, to {args.out}\n"
+            + ", ".join(f"{key} {value}" for key, value in recipe(args).items()))
 
 def method(args):
     """The paper's name of what is trained."""

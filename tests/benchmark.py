@@ -20,9 +20,9 @@ from torchvision import transforms as v1
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train  # noqa: E402
-from data import LongTailed, loader, read_image, transforms  # noqa: E402
-from evaluate import evaluate, use_bf16  # noqa: E402
-from model import Model  # noqa: E402
+import evaluate  # noqa: E402
+from data import LongTailed, load, read_image  # noqa: E402
+from model import Model, has_bf16  # noqa: E402
 from sampler import ClassBalancedSampler, JointBatchSampler  # noqa: E402
 
 CUDA = torch.cuda.is_available()
@@ -60,6 +60,20 @@ def jpegs(folder, n, classes=8):
         paths.append(f"{folder}/{i}.jpg")
         Image.fromarray(np.clip(np.asarray(small) + noise, 0, 255).astype(np.uint8)).save(paths[-1], quality=90)
     return paths, np.sort(np.arange(n) % classes)
+
+
+def settings(**changed):
+    """train.py's defaults, but for what is changed."""
+    args = train.flags().parse_args([])
+    vars(args).update(changed)
+    return args
+
+
+def photographs(folder, labels, size):
+    """The training split of a data set of lists over `folder`'s JPEG files, as train.py reads it."""
+    for split in ("train", "val", "test"):
+        Path(folder, f"bench_{split}.txt").write_text("".join(f"{i}.jpg {y}\n" for i, y in enumerate(labels)))
+    return load("bench", folder, size)["train"]
 
 
 class Photos(Dataset):
@@ -154,11 +168,9 @@ def loading(folder):
     print("Loading JPEGs of 500 x 375, one core, to 224 pixels")
     torch.set_num_threads(1)
     paths, labels = jpegs(folder, 64)
-    plain, ours = Photos(paths, labels, 224), LongTailed(np.array([os.fsencode(p) for p in paths]), labels,
-                                                         transforms("imagenet_lt", 224, True))
-    draw = [(i, i) for i in range(64)]
+    plain, ours = Photos(paths, labels, 224), photographs(folder, labels, 224)
     t = turns(7, plain=lambda: torch.utils.data.default_collate([plain[i] for i in range(64)]),
-              ours=lambda: ours.__getitems__(draw), decode=lambda: [read_image(p) for p in paths],
+              ours=lambda: torch.utils.data.default_collate([ours[i, i] for i in range(64)]), decode=lambda: [read_image(p) for p in paths],
               pillow=lambda: [Image.open(p).convert("RGB") for p in paths])
     row("images/s a core: training transform with colour jitter", f"{64 / t['ours']:.0f}")
     row("... over the plain pipeline (Pillow, v1 transforms, float)", f"{t['plain'] / t['ours']:.2f}", "1.8")
@@ -183,16 +195,16 @@ def bare_step(model, optimizer, images, targets, amp):
 
 def bare(recipe, n, size, C):
     """bare_step for n images of the recipe's network."""
-    model, optimizer = train.build(train.DEFAULTS | recipe, C, None)
+    model, optimizer = train.build(settings(**recipe), C)
     optimizer.param_groups[0]["lr"] = 0.01
     images = torch.randint(256, (n, 3, size, size), dtype=torch.uint8).to(DEVICE)
     targets = torch.randint(C, (n,)).to(DEVICE)
-    return lambda: bare_step(model, optimizer, images, targets, use_bf16(DEVICE, True))
+    return lambda: bare_step(model, optimizer, images, targets, has_bf16(DEVICE))
 
 
 def loop_ratio(recipe, sets, n, size, block):
     """Images/s of the whole loop of train.py, and that over the bare step's, in blocks turn by turn."""
-    step, algorithm_1, original = bare(recipe, n, size, len(sets["train"].N_c)), train.algorithm_1, train.load_data
+    step, algorithm_1, original = bare(recipe, n, size, len(sets["train"].N_c)), train.algorithm_1, evaluate.load_data
     spent = {"loop": [], "bare": []}
 
     def interleaved(*args):
@@ -208,19 +220,18 @@ def loop_ratio(recipe, sets, n, size, block):
                 spent["bare"].append(end - middle)
                 start = clock()
 
-    train.algorithm_1, train.load_data = interleaved, lambda *args: sets
+    train.algorithm_1, evaluate.load_data = interleaved, lambda *args: sets
     with tempfile.TemporaryDirectory() as out:
         stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
-        train.train(train.DEFAULTS | recipe, out)
+        train.train(settings(out=out, **recipe))
         sys.stdout = stdout
-    train.algorithm_1, train.load_data = algorithm_1, original
+    train.algorithm_1, evaluate.load_data = algorithm_1, original
     ratios = [b / a for a, b in zip(spent["loop"][1:], spent["bare"][1:])]
     return n * block / statistics.median(spent["loop"][1:]), statistics.median(ratios)
 
 
 def loop():
     print(f"Whole loop over the bare forward, backward and SGD step, {DEVICE.type}")
-    from data import load
     sets = load("glyphs_lt")
     for split in ("val", "test"):
         sets[split].images, sets[split].labels = sets[split].images[:128], sets[split].labels[:128]
@@ -242,7 +253,7 @@ def naive(folder):
     dataset = Photos(paths, labels, size)
     cbs = iter(DataLoader(dataset, S, sampler=ListShuffling(labels, Z)))
     rrs = iter(DataLoader(dataset, S, sampler=torch.utils.data.RandomSampler(dataset, True, 10 ** 6)))
-    model, optimizer = train.build(train.DEFAULTS, 8, None)
+    model, optimizer = train.build(settings(), 8)
     model = model.to(memory_format=torch.contiguous_format)
     resnet = model.phi[1]  # the naive form's images are normalised while they are loaded
 
@@ -259,14 +270,12 @@ def naive(folder):
         loss.item()
 
     def ours(amp):
-        model, optimizer = train.build(train.DEFAULTS, 8, None)
-        photos = LongTailed(np.array([os.fsencode(p) for p in paths]), labels, transforms("imagenet_lt", size, True))
-        recipe = train.DEFAULTS | dict(batch_size=S)
-        draws = train.draws(*train.share(recipe, labels, 0, 10 ** 6, 1, 0), 0)
-        return train.algorithm_1(model.phi, model.h, model.h_a, model.h_s, optimizer, loader(photos, draws, 0, CUDA), recipe, 0,
-                                 10 ** 6, DEVICE, amp)
+        model, optimizer = train.build(settings(), 8)
+        args = settings(batch_size=S, workers=0)
+        batches = train.training_batches(args, photographs(folder, labels, size), 0, 10 ** 6)
+        return train.algorithm_1(list(model.children()), optimizer, batches, args.lambdas, False, 0, 10 ** 6, amp)
 
-    float32, mixed = ours(False), ours(use_bf16(DEVICE, True))
+    float32, mixed = ours(False), ours(has_bf16(DEVICE))
     t = turns(25, naive=naive_iteration, float32=lambda: next(float32), mixed=lambda: next(mixed))
     row("this project over the naive form, both in float32", f"{t['naive'] / t['float32']:.2f}", "1.6 on the CPU")
     row("... with bfloat16 autocast where the hardware has it", f"{t['naive'] / t['mixed']:.2f}")
@@ -276,7 +285,7 @@ def evaluation():
     print(f"Evaluation over the bare forward pass, {DEVICE.type}")
     model, n = Model("resnet10", 62).to(DEVICE), 2048
     images, labels = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), np.arange(n) % 62
-    dataset, amp, resident_images = LongTailed(images, labels), use_bf16(DEVICE, True), images.to(DEVICE)
+    dataset, amp, resident_images = LongTailed(images, labels), has_bf16(DEVICE), images.to(DEVICE)
 
     @torch.inference_mode()
     def forward():
@@ -284,7 +293,7 @@ def evaluation():
         for i in range(0, n, 256):
             with torch.autocast(DEVICE.type, torch.bfloat16, enabled=amp):
                 model(resident_images[i:i + 256])
-    t = turns(40, bare=forward, evaluate=lambda: evaluate(model, dataset, DEVICE, amp))
+    t = turns(40, bare=forward, evaluate=lambda: evaluate.predict(model, dataset, True))
     row("resnet10, 32 pixels, 2,048 images in memory", f"{t['bare'] / t['evaluate']:.3f}", "0.95")
 
 
@@ -307,7 +316,7 @@ def gpu():
 
 if __name__ == "__main__":
     print(f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} CPU cores, "
-          f"{torch.cuda.get_device_name() if CUDA else 'no GPU'}, {'bfloat16' if use_bf16(DEVICE, True) else 'float32'}")
+          f"{torch.cuda.get_device_name() if CUDA else 'no GPU'}, {'bfloat16' if has_bf16(DEVICE) else 'float32'}")
     for section in sys.argv[1:] or ["samplers", "loading", "loop", "naive", "evaluation", "gpu"]:
         with tempfile.TemporaryDirectory() as folder:
             globals()[section](*[folder] * (section in ("loading", "naive")))

@@ -234,3 +234,88 @@ def test_cifar_trains_with_the_small_stem_from_the_command_line(tmp_path, monkey
 def test_cifar_that_is_not_there_says_how_to_get_it(tmp_path):
     with pytest.raises(InputError, match="CIFAR10 is not in .*--download"):
         load("cifar10_lt", str(tmp_path), 32)
+
+
+def test_a_picture_is_upright_in_whatever_format(tmp_path):
+    """EXIF says that the picture lies on its side: the angle of line 9 must count from upright."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48, 3), np.uint8)).resize((480, 400))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    for name in ("a.jpg", "a.png", "a.tiff"):
+        image.save(tmp_path / name, exif=exif, quality=95)
+        upright = read_image(str(tmp_path / name)).permute(1, 2, 0).numpy().astype(int)
+        assert np.abs(upright - np.rot90(np.asarray(image), -1)).mean() < 4, name
+
+
+def test_what_is_no_picture_or_a_huge_one_is_refused_by_its_path(tmp_path):
+    os.mkfifo(tmp_path / "fifo.jpg")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    Image.fromarray(np.random.rand(9, 9).astype(np.float32)).save(tmp_path / "float.tiff")
+    for name, reason in (("fifo.jpg", "no such image file"), ("huge.png", "exceeds limit"), ("float.tiff", "floating-point")):
+        with pytest.raises(InputError, match=f"{name}: .*{reason}"):
+            read_image(str(tmp_path / name))
+
+
+def test_an_image_in_two_splits_is_said_and_an_error_under_check(tmp_path, script):
+    write_lists(tmp_path)
+    with open(tmp_path / "tiny_test.txt", "a") as lines:
+        lines.write("train/n00000000/0.JPEG 0\n./test/n00000001/0.JPEG 1\n")
+    code, out, err = script("data", "--data", "tiny", "--root", tmp_path)
+    assert code == 0 and "2 lines list an image that an earlier line, of any split, lists" in out
+    code, out, err = script("data", "--data", "tiny", "--root", tmp_path, "--check")
+    assert code == 1 and "0 images are broken, 2 repeated" in err
+
+
+def test_make_gives_larger_folders_larger_counts_where_shuffling_cannot_work(tmp_path, script):
+    sizes = dict(a=12, b=40, c=14, d=25, e=100)
+    for name, n in sizes.items():
+        (tmp_path / name).mkdir()
+        for i in range(n):
+            (tmp_path / name / f"{i}.png").touch()
+    (tmp_path / ".git").mkdir()
+    for seed in range(10):
+        flags = ["--from", tmp_path, "--max", 90, "--min", 2, "--val", 2, "--test", 3, "--seed", seed]
+        assert script("data", "--make", f"x{seed}", *flags)[0] == 0
+        labels = [int(line.split()[1]) for line in (tmp_path / f"x{seed}_train.txt").read_text().splitlines()]
+        assert sorted(np.bincount(labels)) == sorted(pareto(5, 90, 2)) and np.bincount(labels).argmax() == 4
+
+
+@pytest.mark.parametrize("name", ["glyphs_lt", "cifar10_lt"])
+def test_size_of_images_in_memory_is_theirs(name, tmp_path):
+    with pytest.raises(InputError, match=f"--size 64: {name} has images of 32 pixels"):
+        load(name, str(tmp_path), 64)
+
+
+def test_cifar_that_loses_a_class_is_refused_and_a_name_that_begins_alike_is_a_users_own(tmp_path, monkeypatch):
+    root = make_cifar(tmp_path, monkeypatch, 500, 20)
+    with pytest.raises(InputError, match="--imbalance 100 leaves a class without an image"):
+        load("cifar10_lt", root)
+    write_lists(tmp_path, "cifar_mine")
+    assert load("cifar_mine", root, 32)["test"][0][0].shape == (3, 32, 32)
+
+
+def test_glyphs_are_the_same_when_only_the_test_split_is_drawn():
+    one = load("glyphs_lt", splits=["test"])
+    assert one["train"].images is None and one["train"].N_c[0] == 1280
+    whole = load("glyphs_lt")
+    assert torch.equal(one["test"].images, whole["test"].images)
+
+
+def test_any_dataloader_takes_the_dataset(tiny_root):
+    dataset = load("tiny", str(tiny_root), 32)["train"]
+    images, labels = next(iter(torch.utils.data.DataLoader(dataset, batch_size=5, shuffle=True)))
+    assert images.shape == (5, 3, 32, 32) and labels.shape == (5,)
+
+
+def test_a_seed_decides_the_angle_uniformly():
+    dataset = data.LongTailed(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [0])
+    seeds = np.random.default_rng(0).integers(2 ** 32, size=8000).tolist()
+    angles = np.bincount([dataset[0, seed][2] for seed in seeds])
+    assert len(angles) == 4 and np.abs(angles - 2000).max() < 5 * (8000 * 3 / 16) ** 0.5
+
+
+def test_loading_processes_follow_affinity():
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); import data; print(data.WORKERS)"
+    import subprocess
+    import sys
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=train.__file__[:-9]).stdout == "1\n"

@@ -91,6 +91,9 @@ FLAGS = {
     "weight decay below 0": (dict(weight_decay=-1), "--weight-decay"),
     "size too small": (dict(size=8), "--size"),
     "negative workers": (dict(workers=-1), "--workers"),
+    "seed beyond 64 bits": (dict(seed=2 ** 64), "--seed"),
+    "size beyond memory": (dict(size=10 ** 6, epochs=1), "take a smaller --batch-size or --size"),
+    "S is 1": (dict(batch_size=1, Z=1), "--batch-size"),
     "negative seed": (dict(seed=-1), "--seed"),
     "imbalance below 1": (dict(imbalance=0.5), "--imbalance"),
     "save-every 0": (dict(save_every=0), "--save-every"),
@@ -206,3 +209,16 @@ def test_nothing_but_the_asked_files_is_left_by_a_refused_start(root, refused):
     before = set(os.listdir(root))
     refused(train.main, tiny_flags(root, out="run", Z=3))
     assert set(os.listdir(root)) == before
+
+
+def test_shared_memory_that_runs_out_is_one_line_with_advice(refused):
+    """As PyTorch words it, in a loading process and in the training one."""
+    import data
+    for text in ("Caught RuntimeError in DataLoader worker process 0.\nTraceback …\nRuntimeError: unable to allocate shared "
+                 "memory(shm) for file </torch_1>: No space left on device (28)",
+                 "DataLoader worker (pid(s) 12) is killed by signal: Bus error. insufficient shared memory (shm)."):
+        def main(argv):
+            raise RuntimeError(text)
+        assert "--workers 0" in refused(main, []) and "--shm-size" in refused(main, [])
+    with pytest.raises(RuntimeError, match="shape"):  # a student's own mistake keeps its traceback
+        data.run(lambda: torch.zeros(2).view(3))
