@@ -1,7 +1,5 @@
 """tests/paper.py: a whole table of real runs of a second each, killed in the middle and gone on with."""
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +10,7 @@ import pytest
 import paper
 from conftest import ROOT, tiny_flags
 
-ROWS = ["RRS-Only", "CBS-Only", "CBS+RRS", "ftRRS+CBS"]
+ROWS = ["RRS-Only", "CBS+RRS", "ftRRS+CBS"]
 
 
 def command(root, *argv):
@@ -28,7 +26,7 @@ def test_a_table_is_killed_in_the_middle_and_gone_on_with(tiny_root, tmp_path, s
     process.kill()
     process.wait()
     first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/test.csv")}
-    assert 0 < len(first) < 8
+    assert 0 < len(first) < 6
     done = subprocess.run(flags, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == then for path, then in first.items())  # not trained again

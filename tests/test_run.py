@@ -272,8 +272,8 @@ def test_pretrained_weights_have_their_own_learning_rate(monkeypatch):
         assert rate[p] == (0.001 if name.startswith("phi.1.") and ".fc." not in name else 0.1), name
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("moment", ["m 1/540", "epoch 2/60", "stopped in validation"])
+@pytest.mark.parametrize("workers, moment", [(1, "m 1/540"), (2, "epoch 2/60"), (1, "stopped in validation"),
+                                             (2, "stopped in validation")])
 def test_signal_to_the_whole_group_loses_nothing(tiny_root, tmp_path, script, workers, moment):
     """As a cluster's scheduler sends it: to loading workers, too."""
     setup = slow_validation if moment.startswith("stopped") else None
@@ -325,20 +325,23 @@ def test_signal_in_the_final_test_ends_at_once_and_the_run_is_complete(tiny_root
 
 def stubborn():
     """An iteration that never ends, as when shared memory is short."""
-    import evaluate
     import train
-    losses = train.losses
 
     def hang(*args):
         print("hanging", flush=True)
         while True:
             time.sleep(0.1)
-        return losses(*args)
     train.losses = hang
+    save_run = train.save_run
+
+    def save(args, log, *rest):
+        save_run(args, log, *rest)
+        log.saved = None  # as if an iteration had been done since
+    train.save_run = save
 
 
 def test_a_second_signal_always_ends_the_process(tiny_root, tmp_path):
-    process = start("train", tiny_flags(tiny_root, out="run"), tmp_path, setup=lambda_save_off)
+    process = start("train", tiny_flags(tiny_root, out="run"), tmp_path, setup=stubborn)
     wait_for(tmp_path, "hanging")
     os.kill(process.pid, signal.SIGTERM)
     process.join(0.5)
@@ -346,17 +349,6 @@ def test_a_second_signal_always_ends_the_process(tiny_root, tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     process.join(10)
     assert process.exitcode == -signal.SIGTERM
-
-
-def lambda_save_off():
-    import train
-    stubborn()
-    save_run = train.save_run
-
-    def save(args, log, *rest):
-        save_run(args, log, *rest)
-        log.saved = None  # as if an iteration had been done since
-    train.save_run = save
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
