@@ -90,10 +90,13 @@ def shots(N_c):
 def read_image(path):
     """Decode an image file to uint8 [3, H, W], upright. Raises InputError with its path."""
     require(os.path.isfile(path), f"{path}: no such image file")  # a FIFO would be waited for
-    with explain(f"{path}: not a readable image", Exception), Image.open(path) as file:
-        try:  # Pillow has read the header alone, and refused what is above its limit
+    with explain(f"{path}: not a readable image", Exception):
+        if os.path.getsize(path) > 2 ** 18 or not path.lower().endswith((".jpg", ".jpeg")):
+            Image.open(path).close()  # reads the header alone, and refuses what is above its limit
+        try:
             image = io.decode_image(io.read_file(path), "RGB", apply_exif_orientation=True)
         except Exception:  # BMP and TIFF; all images, once torchvision's decoders are gone
+            file = Image.open(path)
             require(file.mode != "F", "floating-point pixels; save it with 8 bits")
             if file.mode.startswith("I"):  # 16 bits, which convert() would clip
                 file = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8))
