@@ -55,6 +55,8 @@ def tiny_flags(root, **extra):
 def child(script, argv, folder, env, setup):
     os.setsid()  # a group of its own, so that a test can signal all of it
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in the foreground, wherever the tests run
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
     os.environ.update(env)
     multiprocessing.set_start_method("fork", force=True)  # of loading workers: forkserver would be handed down
     os.chdir(folder)
