@@ -85,8 +85,8 @@ def train(args, checkpoint=None):
     """A run's whole life, from its start or a checkpoint, alone or as one of many processes."""
     sets = evaluate.load_data(args, checkpoint)
     N_c, amp = sets["train"].N_c, args.amp and has_bf16(DEVICE)
-    log = Log(args, len(sets["train"]), len(N_c), checkpoint)
     model, optimizer = build(args, len(N_c), checkpoint)
+    log = Log(args, len(sets["train"]), len(N_c), checkpoint)
     batches = training_batches(args, sets["train"], log.m, log.M)
     lock = claim(args, log.m)  # noqa: F841, held while this function runs
     print(headline(args, sets["train"], amp))
