@@ -130,12 +130,13 @@ def glyphs_lt(splits):
     rng, C, parts = np.random.default_rng(0), len(GLYPHS), []
     for split, N_c in zip(SPLITS, (pareto(C, 1280, 5), [20] * C, [40] * C)):
         labels = np.repeat(np.arange(C), N_c)
-        looks = random_looks(len(labels), rng)  # of every split, or the next would look different
-        parts.append((draw_glyphs(labels, *looks) if split in splits else None, labels))
+        parts.append((draw_glyphs(labels, rng, split in splits), labels))
     return parts
 
-def random_looks(N, rng):
-    """Of N pictures: affine maps [N, 6], colours [N, 2, 3], discs [4, N], noise [N, 1, 32, 32]."""
+def draw_glyphs(labels, rng, draw=True):
+    """Pictures of the characters `labels`, of random looks: uint8 [N, 3, 32, 32]. draw=False only
+    takes the random numbers, so that the next split looks the same without this one."""
+    N, shapes, font, ink = len(labels), [], ImageFont.load_default(60), []
     angle, shear = np.deg2rad(rng.uniform(-20, 20, N)), rng.uniform(-0.3, 0.3, N)
     cos, sin = np.array([np.cos(angle), np.sin(angle)]) / rng.uniform(0.8, 1.25, N)
     x, y = 48 + 96 * rng.uniform(-0.12, 0.12, (2, N))  # where the centre goes
@@ -145,11 +146,9 @@ def random_looks(N, rng):
     while (too_close := np.abs(np.diff(colours.mean(2))[:, 0]) < 90).any():  # in grey levels
         colours[too_close] = rng.uniform(0, 255, (too_close.sum(), 2, 3))
     discs = rng.uniform([[0], [0], [4], [-50]], [[32], [32], [10], [50]], (4, N))
-    return maps, colours, discs, rng.normal(0, 8, (N, 1, 32, 32))
-
-def draw_glyphs(labels, maps, colours, discs, noise):
-    """Pictures of the characters `labels`: uint8 [N, 3, 32, 32]."""
-    shapes, font, ink = [], ImageFont.load_default(60), []
+    noise = rng.normal(0, 8, (N, 1, 32, 32))
+    if not draw:
+        return None
     for glyph in GLYPHS:  # at three times the size, to be box-filtered
         shapes.append(Image.new("L", (96, 96)))
         ImageDraw.Draw(shapes[-1]).text((48, 48), glyph, fill=255, font=font, anchor="mm")
@@ -158,7 +157,7 @@ def draw_glyphs(labels, maps, colours, discs, noise):
         ink.append(np.asarray(shape.reduce(3)))
     ink = np.stack(ink)[:, None] / np.float32(255)
     paper, tint = colours.astype(np.float32).transpose(1, 0, 2)[..., None, None]
-    x, y, radius, shade = discs[..., None, None]
+    x, y, radius, shade = discs[..., None, None]  # a faint disc as clutter
     disc = (np.arange(32) - x) ** 2 + (np.arange(32)[:, None] - y) ** 2 < radius * radius
     images = paper + ink * (tint - paper) + (shade * disc)[:, None] + noise
     return torch.from_numpy(images.clip(0, 255).astype(np.uint8))
@@ -182,35 +181,32 @@ def cifar_lt(name, root, imbalance, download):
 def image_lists(name, root, splits):
     """Paths and labels of ROOT/NAME_{train,val,test}.txt. Raises InputError."""
     with explain(f"{root}: not a folder of lists and images; name it by --root", OSError):
-        found, parts, C = {file.lower(): file for file in os.listdir(root)}, [], None
+        found = {file.lower(): file for file in os.listdir(root)}
     known = [*IN_MEMORY, *(f[:-10] for f in sorted(found) if f.endswith("_train.txt"))]
+    parts, C = [], None
     for split in SPLITS:
         file = f"{name}_{split}.txt"
         require(file in found, f"unknown dataset {name!r}: no {file} in {root}; there are {known}")
         file = os.path.join(root, found[file])
         images, labels = read_list(file, C)
         C = C or len(set(labels))  # training has all classes
-        if max(labels) >= C:
-            c = min(set(range(C)) - set(labels))
-            raise InputError(f"{file}: class {c} has no image, though there is a {max(labels)}")
-        lost = [i for i in images if split in splits
-                and not os.path.isfile(os.path.join(os.fsencode(root), i))]
-        for image in lost:
-            raise InputError(f"{file}: {len(lost):,} of {len(images):,} images are no files, first "
-                             f"{os.path.join(root, os.fsdecode(image))}")
-        parts.append((np.array(images), np.array(labels)))
+        absent = min(set(range(C)) - set(labels), default=None)
+        require(max(labels) < C, f"{file}: class {absent} has no image, but {max(labels)} has one")
+        lost = [i for i in images if split in splits and not os.path.isfile(os.path.join(root, i))]
+        require(not lost, f"{file}: {len(lost):,} of {len(images):,} images are no files, first "
+                f"{os.path.join(root, *lost[:1])}")
+        parts.append((np.array([os.fsencode(i) for i in images]), labels))
     return parts
 
 def read_list(path, C):
-    """Paths, as bytes, and labels, below C where that is known, of the lines `PATH LABEL`. Raises
-    InputError with file and line number."""
+    """Paths and labels of a list; labels below C, where known. Raises InputError with the line."""
     images, labels = [], []
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(map(str.strip, lines), 1):
             if line:
                 match = re.fullmatch(r"(.*\S)\s+(\d+)", line, re.ASCII)
                 require(match, f"{path}:{number}: {line[:60]!r} is not `PATH LABEL`, label >= 0")
-                images.append(os.fsencode(match[1]))
+                images.append(match[1])
                 labels.append(int(match[2]))
                 require(not C or labels[-1] < C, f"{path}:{number}: label {match[2]}, but training "
                         f"has 0 to {(C or 0) - 1}")
@@ -218,61 +214,57 @@ def read_list(path, C):
     return images, labels
 
 # ------------------------------------------------------------------------------ python data.py
-def describe(sets):
-    """Print what a person checks before a long run. Returns the listed paths and their repeats."""
-    for split, dataset in sets.items():
-        n = dataset.N_c
-        print(f"{split:6}{len(dataset):9,} images{(n > 0).sum():7,} classes   smallest: class "
-              f"{n.argmin()} with {n.min():,}, largest: class {n.argmax()} with {n.max():,}")
-    n = sets["train"].N_c
-    for shot, mask in shots(n).items():
-        print(f"{shot:6}{n[mask].sum():9,} images{mask.sum():7,} classes")
-    paths = [os.path.normpath(os.path.join(dataset.root, path)) for dataset in sets.values()
-             if isinstance(dataset.images, np.ndarray) for path in dataset.images.tolist()]
-    repeats = len(paths) - len(set(paths))
-    if repeats:
-        print(f"{repeats:,} lines list an image that an earlier line, of any split, lists")
-    return paths, repeats
-
-def check(paths, repeats):
-    """Decode every image. Raises InputError where one does not decode, or is listed twice."""
+def describe(sets, check):
+    """Print what a person looks at before a long run; check: decode every image, too. Raises
+    InputError where one does not decode, or is listed twice."""
     def fault(path):
         try:
             read_image(os.fsdecode(path))
         except InputError as error:
             return error
-    faults = []
-    for i in range(0, len(paths), 10_000):
+    for split, dataset in sets.items():
+        n = dataset.N_c
+        print(f"{split:6}{len(dataset):9,} images{(n > 0).sum():7,} classes   smallest: class "
+              f"{n.argmin()} with {n.min():,}, largest: class {n.argmax()} with {n.max():,}")
+    N_c = sets["train"].N_c
+    for shot, mask in shots(N_c).items():
+        print(f"{shot:6}{N_c[mask].sum():9,} images{mask.sum():7,} classes")
+    paths = [os.path.normpath(os.path.join(dataset.root, path)) for dataset in sets.values()
+             if isinstance(dataset.images, np.ndarray) for path in dataset.images.tolist()]
+    repeated, broken = len(paths) - len(set(paths)), 0
+    if repeated:
+        print(f"{repeated:,} lines list an image that an earlier line, of any split, lists")
+    for i in range(0, len(paths) if check else 0, 10_000):
         with ThreadPoolExecutor() as pool:
-            faults += filter(None, pool.map(fault, paths[i:i + 10_000]))
-        print(f"{len(faults):,} of {len(paths[:i + 10_000]):,} images do not decode")
-    print(*faults[:20], sep="\n", end="\n" if faults else "")
-    require(not faults and not repeats, f"{len(faults):,} images are broken, {repeats:,} repeated")
+            bad = [error for error in pool.map(fault, paths[i:i + 10_000]) if error]
+        broken += len(bad)
+        print(*bad[:20], f"{broken:,} of {len(paths[:i + 10_000]):,} files do not decode", sep="\n")
+    faults = check and broken + repeated
+    require(not faults, f"{broken:,} images are broken, {repeated:,} repeated")
 
-def make(name, source, root, alpha, N_max, N_min, n_val, n_test, seed):
-    """Sec. 4.1: write ROOT/NAME_{train,val,test}.txt from source/CLASS/*, nothing shared between
+def make(args):
+    """Sec. 4.1: write ROOT/NAME_{train,val,test}.txt of --from's CLASS/*, nothing shared between
     them: a balanced test and val, then training images by the Pareto rule, over a shuffled order of
     the classes or, where some are too small for that, over the order of their sizes."""
     ends = ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"
-    names = sorted(e.name for e in os.scandir(source) if e.is_dir() and not e.name.startswith("."))
-    require(len(names) > 1, f"{source}: needs a folder of images for each of two or more classes")
-    files = [os.path.join(root, f"{name}_{split}.txt") for split in SPLITS]
+    root, lists, rng = args.root or args.source, ([], [], []), np.random.default_rng(args.seed)
+    files = [os.path.join(root, f"{args.make}_{split}.txt") for split in SPLITS]
     for file in files:
         require(not os.path.exists(file), f"{file} exists; take another name or remove it")
-    images = [sorted(f for f in os.listdir(os.path.join(source, y)) if f.lower().endswith(ends))
-              for y in names]
-    rng, counts = np.random.default_rng(seed), pareto(len(names), N_max, N_min, alpha)
-    free, N_c = np.array([len(i) - n_val - n_test for i in images]), rng.permutation(counts)
+    folders = sorted(f.path for f in os.scandir(args.source) if f.is_dir() and f.name[0] != ".")
+    require(len(folders) > 1, f"{args.source}: needs folders of images of two or more classes")
+    images = [sorted(i for i in os.listdir(f) if i.lower().endswith(ends)) for f in folders]
+    counts = pareto(len(folders), args.max, args.min, args.alpha)
+    free, N_c = np.array([len(i) - args.val - args.test for i in images]), rng.permutation(counts)
     if (N_c > free).any():
         N_c = np.sort(counts)[free.argsort(kind="stable").argsort()]
     for y in np.flatnonzero(N_c > free):
-        raise InputError(f"class {names[y]} has {len(images[y])} images, fewer than the {N_c[y]} + "
-                         f"{n_val} + {n_test} asked of it; lower --max, --val or --test")
-    lists = [], [], []
-    for label, (folder, n) in enumerate(zip(names, N_c)):
-        cuts = np.cumsum([n_test, n_val, n])
+        raise InputError(f"{folders[y]} has {len(images[y])} images, fewer than the {N_c[y]} + "
+                         f"{args.val} + {args.test} asked of it; lower --max, --val or --test")
+    for label, (folder, n) in enumerate(zip(folders, N_c)):
+        cuts = np.cumsum([args.test, args.val, n])
         test, val, train, _ = np.split(rng.permutation(images[label]), cuts)
-        path = os.path.relpath(os.path.join(source, folder), root)
+        path = os.path.relpath(folder, root)
         for lines, part in zip(lists, (train, val, test)):
             lines += [f"{os.path.join(path, image)} {label}\n" for image in part]
     for file, lines in zip(files, lists):
@@ -281,8 +273,7 @@ def make(name, source, root, alpha, N_max, N_min, n_val, n_test, seed):
         print(f"{file}: {len(lines):,} images")
 
 def main(argv=None):
-    parser = Parser(description="Describe a dataset, or make a long-tailed one from a folder.",
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser("Describe a dataset, or make a long-tailed one from a folder.")
     add = parser.add_argument
     add("--data", default="glyphs_lt", metavar="NAME", help="dataset")
     add("--root", metavar="DIR", help="of the lists and images; None: data, or --make's --from")
@@ -298,21 +289,17 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.make:
         require(args.source and args.min <= args.max, "--make needs --from, and --min below --max")
-        return make(args.make, args.source, args.root or args.source, args.alpha, args.max,
-                    args.min, args.val, args.test, args.seed)
-    sets = load(args.data, args.root or "data", None, args.imbalance, args.download)
-    paths, repeats = describe(sets)
-    if args.check:
-        check(paths, repeats)
+        make(args)
+    else:
+        sets = load(args.data, args.root or "data", None, args.imbalance, args.download)
+        describe(sets, args.check)
 
 # ------------------------------------------------------------------------------ every command line
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 WORKERS = max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))  # of each process
 
 class InputError(ValueError):
-    """A user's mistake, in one line: of a loading worker's traceback only the last is kept."""
-    def __init__(self, message):
-        super().__init__(str(message).strip().splitlines()[-1].split("InputError: ")[-1])
+    """A user's mistake, said in one line."""
 
 def require(condition, message):
     if not condition:
@@ -337,6 +324,10 @@ def number(kind, low, high=1e300):
     return parse
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, description):
+        shown = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(description=description, formatter_class=shown)
+
     def error(self, message):
         raise InputError(f"{message} (--help lists the flags)")
 
@@ -346,10 +337,10 @@ def run(main):
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
     try:
         return main()
-    except (InputError, OSError) as error:
-        message = str(error)
     except KeyboardInterrupt:
         message = "interrupted"
+    except (InputError, OSError) as error:  # a loading process's has a traceback before its line
+        message = str(error).strip().splitlines()[-1].split("InputError: ")[-1]
     except (RuntimeError, MemoryError) as error:
         if not re.search(r"worker \(pid|shared memory|llocate|out of memory", str(error)):
             raise

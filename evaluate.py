@@ -5,6 +5,7 @@
     python evaluate.py runs/RUN/last.pt [--split val] [--export FILE.npz]
 """
 import argparse, os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,28 +38,23 @@ def report(title, dataset, predictions, N_c, out=None):
         lines = ["class,N_c,accuracy"] + [f"{shot},,{a}" for shot, a in row.items()]
         lines += [f"{y},{n},{100 * a}" for y, (n, a) in enumerate(zip(N_c, classes))]
         write(f"{out}/test.csv", ("\n".join(lines) + "\n").encode())
-    print(title, " ".join(f"{shot:>7}" for shot in row),
-          " ".join(f"{cell(accuracy):>7}" for accuracy in row.values()), sep="\n")
+    values = " ".join(f"{accuracy:7.1f}" for accuracy in row.values()).replace("nan", "  –")
+    print(title, " ".join(f"{shot:>7}" for shot in row), values, sep="\n")
     if np.ptp(np.bincount(labels)):
         print("(this split is not balanced: Overall is over images, the shots over classes)")
 
-def cell(accuracy):
-    return "–" if np.isnan(accuracy) else f"{accuracy:.1f}"
-
 def write(path, content):
-    """Save bytes completely or not at all, in the first process. Raises InputError."""
-    if dist.is_initialized() and dist.get_rank() > 0:
-        return
+    """Save bytes completely or not at all. Raises InputError."""
+    temporary = Path(f"{path}.tmp")
     with explain(f"{path}: cannot be saved; what was saved before is untouched", OSError):
         try:
-            with open(f"{path}.tmp", "wb") as file:
+            with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(f"{path}.tmp", path)
+            temporary.replace(path)
         finally:
-            if os.path.lexists(f"{path}.tmp"):
-                os.remove(f"{path}.tmp")
+            temporary.unlink(missing_ok=True)
 
 @torch.inference_mode()
 def predict(model, dataset, amp, workers=0, rank=0, world=1):
@@ -97,8 +93,7 @@ def load_data(args, checkpoint=None, splits=SPLITS):
     return sets
 
 def main(argv=None):
-    parser = Parser(description="Accuracy of a trained model, rebuilt from its checkpoint.",
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser("Accuracy of a trained model, rebuilt from its checkpoint.")
     add = parser.add_argument
     add("checkpoint", help="runs/.../last.pt")
     add("--split", choices=SPLITS, default="test", help="split to evaluate")

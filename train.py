@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import evaluate
 from data import SIGNALS, WORKERS, InputError, Parser, explain, loader, number, require, run
-from evaluate import report
 from model import ARCHS, Model, has_bf16
 from sampler import JointBatchSampler
 
@@ -33,9 +32,9 @@ def rotate(B, theta):
     return turned[theta, torch.arange(len(B), device=B.device)]
 
 def losses(phi, h, h_a, h_s, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, lambdas):
-    """Lines 9-11 and Eq. 2: L_Final, and of each image l_CBS [S], l_RRS [S], l_SS [2S], as Fig. 2
-    wants them; the paper's are their means. B_CBS, B_RRS: images [S, 3, H, H]; Y_CBS, Y_RRS: int
-    [S]; theta: int [2S], 0..3. A branch whose lambda is 0 is left out; its batch may be empty."""
+    """Lines 9-11 and Eq. 2: L_Final, and per image l_CBS [S], l_RRS [S], l_SS [2S], for Fig. 2: the
+    paper's are their means. B_*: images [S, 3, H, H]; Y_*: int [S]; theta: int [2S], 0..3. A branch
+    whose lambda is 0 is left out; its batch may be empty."""
     lambda_1, lambda_2, lambda_3 = lambdas
     B = torch.cat([B_CBS, B_RRS])
     B_theta = rotate(B, theta) if lambda_3 else B[:0]                                 # line 9
@@ -56,12 +55,10 @@ def cosine(m, M):
     return (1 + math.cos(math.pi * (m - 1) / M)) / 2
 
 def algorithm_1(modules, optimizer, batches, lambdas, rotation_augmentation, start, M, amp):
-    """Lines 1-13, iterations start + 1 to M. After each, yields m, the losses (l_CBS, l_RRS, l_SS)
-    of each image, and the classes of these images (Y_CBS, Y_RRS, both).
-
-    modules: phi, h, h_a, h_s. batches: of [B_CBS; B_RRS], images from here on, their labels and
-    theta. Lines 2-8 run in sampler.py, perhaps ahead in a loading process, in step with line 1.
-    """
+    """Lines 1-13 for m = start + 1 to M; after each, yields m, the losses (l_CBS, l_RRS, l_SS) of
+    each image, and their classes (Y_CBS, Y_RRS, both). modules: phi, h, h_a, h_s. batches: images
+    [B_CBS; B_RRS], labels and theta; lines 2-8 run in sampler.py, perhaps ahead in a loading
+    process, in step with line 1."""
     cbs, rrs = lambdas[0] > 0, lambdas[1] > 0
     for m, batch in enumerate(batches, start + 1):                                    # line 1
         B, Y, theta = (x.to(DEVICE, non_blocking=True) for x in batch)                # lines 2-8
@@ -88,7 +85,7 @@ def train(args, checkpoint=None):
     model, optimizer = build(args, len(N_c), checkpoint)
     log = Log(args, len(sets["train"]), len(N_c), checkpoint)
     batches = training_batches(args, sets["train"], log.m, log.M)
-    lock = claim(args, log.m)  # noqa: F841, held while this function runs
+    lock = claim(args, log.m) if RANK == 0 else None  # noqa: F841, held while this function runs
     print(headline(args, sets["train"], amp))
     iterations = algorithm_1(parallel(model, args.lambdas), optimizer, batches, args.lambdas,
                              args.rotation_augmentation, log.m, log.M, amp)
@@ -119,7 +116,8 @@ def train(args, checkpoint=None):
     finally:
         batches.close()
     on_signals(signal.SIG_DFL)  # all is saved
-    report("test accuracy, in percent", sets["test"], predict("test"), N_c, args.out)
+    evaluate.report("test accuracy, in percent", sets["test"], predict("test"), N_c,
+                    args.out if RANK == 0 else None)
 
 def build(args, C, checkpoint=None):
     """Model and SGD: new, with phi from --init (Table 3), or taken out of a checkpoint."""
@@ -163,25 +161,10 @@ def training_batches(args, dataset, start, M):
             yield [tuple(pair) for pair in pairs.reshape(-1, 2).tolist()]
     return loader(dataset, items(), args.workers, DEVICE.type == "cuda")
 
-def init_process():
-    """Join torchrun's other processes, all but the first of them silent; returns their store."""
-    cuda = DEVICE.type == "cuda"
-    if cuda:
-        torch.cuda.set_device(DEVICE)
-        torch.backends.cudnn.benchmark = True
-    if WORLD == 1:
-        return None
-    store, _, _ = next(dist.rendezvous("env://"))
-    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=RANK, world_size=WORLD)
-    sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
-    return store
-
 def parallel(model, lambdas):
-    """phi, h, h_a, h_s; of many processes, those in use with their gradients averaged."""
-    modules = list(model.children())
-    if WORLD == 1:
-        return modules
-    return [DistributedDataParallel(m) if used else m for m, used in zip(modules, (1, *lambdas))]
+    """phi, h, h_a, h_s; those in use with their gradients averaged over many processes."""
+    return [DistributedDataParallel(module) if used and WORLD > 1 else module
+            for module, used in zip(model.children(), (1, *lambdas))]
 
 def all_reduce(x):
     """The sum of a tensor over all processes, on the CPU."""
@@ -192,11 +175,9 @@ def all_reduce(x):
 
 # ------------------------------------------------------------------------------ log and checkpoint
 class Log:
-    """What a run accumulates: iteration m of M, losses and their records, a signal to stop.
-
-    sums [3, 2, C]: losses and images of the epoch by task and class; recent: losses not yet
-    printed; record, class_loss (Fig. 2): CSV files as text; saved: the m on the disk.
-    """
+    """What a run accumulates: iteration m of M; sums [3, 2, C], losses and images of the epoch by
+    task and class; recent, losses not yet printed; record and class_loss (Fig. 2), CSV files as
+    text; saved, the m on the disk; stop, a signal's number."""
     def __init__(self, args, N, C, checkpoint):
         self.args, self.steps = args, N // args.batch_size
         self.M = args.epochs * self.steps
@@ -204,8 +185,8 @@ class Log:
         kept = checkpoint or dict(m=0, epoch=0, sums=torch.zeros(3, 2, C), record="", class_loss="")
         self.m, self.epoch, self.sums, self.record, self.class_loss = (kept[k] for k in KEPT)
         self.sums = self.sums.to(DEVICE) * (RANK == 0)  # saved as totals over the processes
-        self.saved, self.stop, self.recent = self.m if checkpoint else None, None, []
-        self.last_print, self.images_per_second = 0, math.nan
+        self.saved, self.stop, self.recent = self.m, None, []
+        self.last_print = self.images_per_second = 0
         self.epoch_start = time.perf_counter(), self.m
         self.clear = "\r\033[K" if sys.stdout.isatty() else ""  # a terminal's line is rewritten
 
@@ -255,7 +236,7 @@ class Log:
             self.class_loss += f"{self.epoch},{sampler},{means}\n"
         self.sums.zero_()
         self.epoch_start = time.perf_counter(), self.m
-        shown = "  ".join(f"{shot} {evaluate.cell(a)}" for shot, a in accuracy.items())
+        shown = "  ".join(f"{shot} {a:.1f}" for shot, a in accuracy.items()).replace("nan", "–")
         print(f"{self.clear}epoch {self.epoch}/{self.args.epochs}  val  {shown}")
 
     def on_signal(self, number, frame):
@@ -286,8 +267,6 @@ def on_signals(action):
 def claim(args, m):
     """Make the run's folder and lock it while the returned file is referenced. Raises InputError
     where another process has it, or it holds a run that is further on than m."""
-    if RANK > 0:
-        return None
     with explain(f"--out {args.out}: another process trains in it, or it is no folder", OSError):
         os.makedirs(args.out, exist_ok=True)
         lock = open(f"{args.out}/lock", "w")
@@ -329,8 +308,7 @@ RECIPES = {
 
 def flags():
     """The command line, with the defaults for what no recipe says."""
-    parser = Parser(formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                    description="Train by Algorithm 1. A dataset's recipe may change the defaults.")
+    parser = Parser("Train by Algorithm 1. A dataset's recipe may change the defaults.")
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
     whole, real = number(int, 1), number(float, 0)
     add("--data", default="glyphs_lt", metavar="NAME", help="dataset, see data.py")
@@ -372,10 +350,9 @@ def headline(args, dataset, amp):
 
 def method(args):
     """The paper's name of what is trained."""
-    tasks = [task for task, weight in zip(("CBS", "RRS", "SS"), args.lambdas) if weight]
+    tasks = [task[2:] for task, weight in zip(TASKS, args.lambdas) if weight]
     name = "+".join(tasks) if len(tasks) > 1 else f"{tasks[0]}-Only"
-    if args.rotation_augmentation:
-        name += "+rotation"
+    name += "+rotation" * args.rotation_augmentation
     if args.init:
         name = "ftRRS+CBS" if name == "CBS-Only" else f"{name}-init"
     return name
@@ -410,7 +387,15 @@ def parse(argv):
     return args, checkpoint
 
 def main(argv=None):
-    store = init_process()
+    cuda, store = DEVICE.type == "cuda", None
+    if cuda:
+        torch.cuda.set_device(DEVICE)
+        torch.backends.cudnn.benchmark = True
+    if WORLD > 1:  # join torchrun's other processes, all but the first of them silent
+        store, _, _ = next(dist.rendezvous("env://"))
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD)
+        sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
     try:
         train(*parse(argv))
     except Exception:  # the first process that fails says why; the others, which lose it, do not
