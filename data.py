@@ -9,7 +9,7 @@
 A dataset is one of IN_MEMORY, or any NAME of lists ROOT/NAME_{train,val,test}.txt (case ignored):
 one `PATH LABEL` a line, paths relative to ROOT.
 """
-import argparse, contextlib, os, re, signal, sys, zlib
+import argparse, contextlib, multiprocessing, os, re, signal, sys, zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -71,10 +71,17 @@ class LongTailed(Dataset):
 def loader(dataset, batches, workers, cuda):
     """Generator of `batches` (lists of items) of a dataset; one in memory needs no workers."""
     workers = workers if dataset.transform else 0
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # workers inherit it: the main process saves
     batches = DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=cuda)
-    iterator = iter(batches)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    multiprocessing.Lock()  # on macOS starts a helper that would undo the next line
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # workers inherit it: training saves
+    try:
+        iterator = iter(batches)
+    except OSError as error:
+        for worker in multiprocessing.active_children():  # those that did start
+            worker.kill()
+        raise InputError(f"--workers {workers}: {error.strerror}; take fewer") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         yield from iterator
     finally:
@@ -94,8 +101,9 @@ def read_image(path):
         if os.path.getsize(path) > 2 ** 18 or not path.lower().endswith((".jpg", ".jpeg")):
             Image.open(path).close()  # reads the header alone, and refuses what is above its limit
         try:
+            require(not path.lower().endswith(".webp"), "whose EXIF only Pillow regards")
             image = io.decode_image(io.read_file(path), "RGB", apply_exif_orientation=True)
-        except Exception:  # BMP and TIFF; all images, once torchvision's decoders are gone
+        except Exception:  # WebP, BMP, TIFF; all images, once torchvision's decoders are gone
             file = Image.open(path)
             require(file.mode != "F", "floating-point pixels; save it with 8 bits")
             if file.mode.startswith("I"):  # 16 bits, which convert() would clip
@@ -223,7 +231,7 @@ def describe(sets, check):
         except InputError as error:
             return error
     for split, dataset in sets.items():
-        n = dataset.N_c
+        n = np.bincount(dataset.labels, minlength=len(sets["train"].N_c))
         print(f"{split:6}{len(dataset):9,} images{(n > 0).sum():7,} classes   smallest: class "
               f"{n.argmin()} with {n.min():,}, largest: class {n.argmax()} with {n.max():,}")
     N_c = sets["train"].N_c
@@ -253,7 +261,8 @@ def make(args):
         require(not os.path.exists(file), f"{file} exists; take another name or remove it")
     folders = sorted(f.path for f in os.scandir(args.source) if f.is_dir() and f.name[0] != ".")
     require(len(folders) > 1, f"{args.source}: needs folders of images of two or more classes")
-    images = [sorted(i for i in os.listdir(f) if i.lower().endswith(ends)) for f in folders]
+    images = [sorted(i for i in os.listdir(f) if i[0] != "." and i.lower().endswith(ends))
+              for f in folders]
     counts = pareto(len(folders), args.max, args.min, args.alpha)
     free, N_c = np.array([len(i) - args.val - args.test for i in images]), rng.permutation(counts)
     if (N_c > free).any():

@@ -5,7 +5,7 @@
     torchrun --nproc_per_node=8 train.py --data imagenet_lt --root DIR # ... on 8 (add --nnodes ...)
     python train.py --resume runs/RUN/last.pt                          # go on where a run stopped
 """
-import argparse, fcntl, io, itertools, json, math, os, shlex, signal, sys, time
+import argparse, contextlib, fcntl, io, itertools, json, math, os, shlex, signal, sys, time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads leave the cores to others
 
@@ -253,10 +253,11 @@ class Log:
         return self.m % 10 == 0 and all_reduce(torch.tensor(self.stop or 0, device=DEVICE)) > 0
 
     def leave(self):
-        command = "python" if WORLD == 1 else f"torchrun --nproc_per_node={WORLD}"
+        launch = "python" if WORLD == 1 else f"torchrun --nproc_per_node={WORLD}"
+        command = shlex.join([sys.argv[0], "--resume", f"{self.args.out}/last.pt"])
         if RANK == 0:
-            print(f"{self.clear}stopped at iteration {self.m}/{self.M}; go on with: {command} "
-                  f"train.py --resume {shlex.quote(self.args.out + '/last.pt')}", file=sys.stderr)
+            print(f"{self.clear}stopped at iteration {self.m}/{self.M}; go on with: {launch} "
+                  f"{command}", file=sys.stderr)
         sys.exit(128 + (self.stop or signal.SIGTERM))
 
 def on_signals(action):
@@ -267,9 +268,11 @@ def on_signals(action):
 def claim(args, m):
     """Make the run's folder and lock it while the returned file is referenced. Raises InputError
     where another process has it, or it holds a run that is further on than m."""
-    with explain(f"--out {args.out}: another process trains in it, or it is no folder", OSError):
+    with explain(f"--out {args.out}: not a folder to write in", OSError):
         os.makedirs(args.out, exist_ok=True)
         lock = open(f"{args.out}/lock", "w")
+    occupied = explain(f"--out {args.out}: another process trains in it", BlockingIOError)
+    with contextlib.suppress(OSError), occupied:  # other errors: a file system without locks
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # loading processes do not inherit it
     last = f"{args.out}/last.pt"
     if os.path.exists(last) and (not args.resume or evaluate.load_checkpoint(last)["m"] > m):

@@ -241,7 +241,7 @@ def test_a_picture_is_upright_in_whatever_format(tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48, 3), np.uint8)).resize((480, 400))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
-    for name in ("a.jpg", "a.png", "a.tiff"):
+    for name in ("a.jpg", "a.png", "a.tiff", "a.webp"):
         image.save(tmp_path / name, exif=exif, quality=95)
         upright = read_image(str(tmp_path / name)).permute(1, 2, 0).numpy().astype(int)
         assert np.abs(upright - np.rot90(np.asarray(image), -1)).mean() < 4, name
@@ -273,11 +273,13 @@ def test_make_gives_larger_folders_larger_counts_where_shuffling_cannot_work(tmp
         for i in range(n):
             (tmp_path / name / f"{i}.png").touch()
     (tmp_path / ".git").mkdir()
+    (tmp_path / "a/._0.png").touch()  # as macOS leaves them
     for seed in range(10):
         flags = ["--from", tmp_path, "--max", 90, "--min", 2, "--val", 2, "--test", 3, "--seed", seed]
         assert script("data", "--make", f"x{seed}", *flags)[0] == 0
         labels = [int(line.split()[1]) for line in (tmp_path / f"x{seed}_train.txt").read_text().splitlines()]
         assert sorted(np.bincount(labels)) == sorted(pareto(5, 90, 2)) and np.bincount(labels).argmax() == 4
+        assert not any("._" in (tmp_path / f"x{seed}_{split}.txt").read_text() for split in data.SPLITS)
 
 
 @pytest.mark.parametrize("name", ["glyphs_lt", "cifar10_lt"])
@@ -319,3 +321,9 @@ def test_loading_processes_follow_affinity():
     import subprocess
     import sys
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=train.__file__[:-9]).stdout == "1\n"
+
+
+def test_a_class_that_a_split_lacks_is_said(tmp_path, script):
+    write_lists(tmp_path, counts=([9, 6, 3], [2, 2, 2], [4, 4, 0]))
+    code, out, _ = script("data", "--data", "tiny", "--root", tmp_path)
+    assert code == 0 and "test          8 images      2 classes   smallest: class 2 with 0, largest: class 0 with 4" in out

@@ -484,3 +484,44 @@ def test_no_loss_is_shown_of_a_task_that_is_off_and_ascii_terminals_will_do(tiny
                           text=True, env=os.environ | dict(PYTHONIOENCODING="ascii"))
     assert done.returncode == 0 and "l_RRS" in done.stdout and "l_SS" not in done.stdout and "Many ?" in done.stdout
     assert max(map(len, done.stdout.splitlines()[2:])) < 80
+
+
+def few_files():
+    import resource
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+
+
+def test_loading_processes_that_cannot_start_are_one_line_and_no_hang(tiny_root, tmp_path):
+    process = start("train", tiny_flags(tiny_root, out="run", workers=12), tmp_path, setup=few_files)
+    code, _, err = finish(process, tmp_path)
+    assert code == 1 and "--workers 12: Too many open files; take fewer\n" in err
+
+
+def no_locks():
+    import fcntl
+
+    def lockf(*args):
+        raise OSError(38, "Function not implemented")
+    fcntl.lockf = lockf
+
+
+def test_a_file_system_without_locks_will_do(tiny_root, tmp_path):
+    process = start("train", tiny_flags(tiny_root, out="run", epochs=1), tmp_path, setup=no_locks)
+    assert finish(process, tmp_path)[0] == 0
+
+
+def test_a_signal_loses_nothing_where_processes_are_spawned_and_the_hint_names_the_script(tiny_root, tmp_path):
+    """As on macOS; from another folder than the script's."""
+    (tmp_path / "my code").mkdir()
+    script = tmp_path / "my code/train it.py"
+    script.write_text("import multiprocessing, data, train\nif __name__ == '__main__':\n"
+                      "    multiprocessing.set_start_method('spawn')\n    data.run(train.main)\n")
+    flags = tiny_flags(tiny_root, out="run", workers=1, epochs=60)
+    with open(tmp_path / "stdout", "w") as out:
+        process = subprocess.Popen([sys.executable, "my code/train it.py", *flags], cwd=tmp_path, stdout=out,
+                                   stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(tmp_path, "epoch 1/60")
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and err.count("\n") == 1, err
+    assert "go on with: python 'my code/train it.py' --resume run/last.pt" in err
