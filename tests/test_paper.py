@@ -56,6 +56,9 @@ def test_verdicts_are_computed(capsys):
     bad = good | {"CBS+RRS+SS": r | dict(Overall=1.5), "RRS-Only": r | dict(Many=0, Low=0)}
     paper.table(args, {0: good, 1: bad})
     out = capsys.readouterr().out
+    nan = {row: good[row] | dict(Many=np.nan) for row in good}
+    paper.table(args, {0: nan, 1: nan})
+    assert "many shot" not in capsys.readouterr().out
     assert re.search(r"on average only: SS adds to it; RRS-Only the best baseline on many shot\. not here: none", out)
 
 
@@ -71,7 +74,8 @@ def test_other_flags_have_a_folder_of_their_own():
     folders = {paper.parse(argv.split()).out for argv in (
         "", "--lr 0.1", "--epochs 3", "--data cifar10_lt", "--data cifar10_lt --imbalance 1000", "--arch resnet18")}
     assert len(folders) == 6
-    assert paper.parse(["--root", "x", "--workers", "3"]).out == paper.parse([]).out
+    assert paper.parse(["--root", "my photos", "--workers", "3", "--compile"]).out == paper.parse([]).out
+    assert paper.parse(["--seeds", "1", "0", "1"]).seeds == [1, 0]
 
 
 def test_figures_are_refused_in_one_line_where_matplotlib_is_missing(tmp_path, monkeypatch):
