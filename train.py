@@ -102,7 +102,7 @@ def train(args, checkpoint=None):
             for m, l, Y in itertools.islice(iterations, (epoch + 1) * log.steps - log.m):
                 log.add(m, l, Y)
                 stop = log.must_stop()
-                if stop or m % (args.save_every or log.M) == 0:
+                if stop or m % (args.save_every or math.inf) == 0:
                     save()
                 if stop:
                     log.leave()

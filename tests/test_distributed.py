@@ -96,7 +96,8 @@ def test_a_run_of_two_is_stopped_by_a_signal_and_goes_on_alone(tiny_root, tmp_pa
             break
     process.terminate()
     out, err = process.communicate(timeout=120)
-    assert err.count("stopped at iteration") == 1 and "torchrun --nproc_per_node=2 train.py --resume run/last.pt" in err
+    command = f"torchrun --nproc_per_node=2 {ROOT / 'train.py'} --resume run/last.pt"
+    assert err.count("stopped at iteration") == 1 and command in err
     m = torch.load(tmp_path / "run/last.pt", weights_only=True)["m"]
     assert m % 10 == 0 and f"iteration {m}/540" in err
     process = start("train", ["--resume", "run/last.pt", "--workers", 0], tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import paper
 from conftest import ROOT, tiny_flags
 
-ROWS = ["RRS-Only", "CBS+RRS", "ftRRS+CBS"]
+ROWS = ["RRS-Only", "ftRRS+CBS"]
 
 
 def command(root, *argv):
@@ -26,7 +26,7 @@ def test_a_table_is_killed_in_the_middle_and_gone_on_with(tiny_root, tmp_path, s
     process.kill()
     process.wait()
     first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/test.csv")}
-    assert 0 < len(first) < 6
+    assert 0 < len(first) < 4
     done = subprocess.run(flags, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == then for path, then in first.items())  # not trained again
