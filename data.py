@@ -225,11 +225,6 @@ def read_list(path, C):
 def describe(sets, check):
     """Print what a person looks at before a long run; check: decode every image, too. Raises
     InputError where one does not decode, or is listed twice."""
-    def fault(path):
-        try:
-            read_image(os.fsdecode(path))
-        except InputError as error:
-            return error
     for split, dataset in sets.items():
         n = np.bincount(dataset.labels, minlength=len(sets["train"].N_c))
         print(f"{split:6}{len(dataset):9,} images{(n > 0).sum():7,} classes   smallest: class "
@@ -237,14 +232,17 @@ def describe(sets, check):
     N_c = sets["train"].N_c
     for shot, mask in shots(N_c).items():
         print(f"{shot:6}{N_c[mask].sum():9,} images{mask.sum():7,} classes")
-    paths = [os.path.normpath(os.path.join(dataset.root, path)) for dataset in sets.values()
-             if isinstance(dataset.images, np.ndarray) for path in dataset.images.tolist()]
+    paths = [os.fsdecode(os.path.normpath(os.path.join(dataset.root, path)))
+             for dataset in sets.values() if isinstance(dataset.images, np.ndarray)
+             for path in dataset.images.tolist()]
     repeated, broken = len(paths) - len(set(paths)), 0
     if repeated:
         print(f"{repeated:,} lines list an image that an earlier line, of any split, lists")
     for i in range(0, len(paths) if check else 0, 10_000):
         with ThreadPoolExecutor() as pool:
-            bad = [error for error in pool.map(fault, paths[i:i + 10_000]) if error]
+            decoded = [pool.submit(lambda path: read_image(path).shape, path)
+                       for path in paths[i:i + 10_000]]
+        bad = [image.exception() for image in decoded if image.exception()]
         broken += len(bad)
         print(*bad[:20], f"{broken:,} of {len(paths[:i + 10_000]):,} files do not decode", sep="\n")
     faults = check and broken + repeated
