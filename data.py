@@ -71,15 +71,17 @@ class LongTailed(Dataset):
 def loader(dataset, batches, workers, cuda):
     """Generator of `batches` (lists of items) of a dataset; one in memory needs no workers."""
     workers = workers if dataset.transform else 0
-    batches = DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=cuda)
-    multiprocessing.Lock()  # on macOS starts a helper that would undo the next line
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # workers inherit it: training saves
+    data_loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=cuda)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        iterator = iter(batches)
+        if workers:
+            multiprocessing.Lock()  # on macOS starts a helper that would undo the next line
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # workers inherit it: training saves
+        iterator = iter(data_loader)
     except OSError as error:
         for worker in multiprocessing.active_children():  # those that did start
             worker.kill()
-        raise InputError(f"--workers {workers}: {error.strerror}; take fewer") from None
+        raise InputError(f"--workers {workers}: {error.strerror}; take fewer, or 0") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
@@ -210,13 +212,13 @@ def read_list(path, C):
     """Paths and labels of a list; labels below C, where known. Raises InputError with the line."""
     images, labels = [], []
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for number, line in enumerate(map(str.strip, lines), 1):
+        for n, line in enumerate(map(str.strip, lines), 1):
             if line:
                 match = re.fullmatch(r"(.*\S)\s+(\d+)", line, re.ASCII)
-                require(match, f"{path}:{number}: {line[:60]!r} is not `PATH LABEL`, label >= 0")
+                require(match, f"{path}:{n}: {line[:60]!r} is not `PATH LABEL`, label >= 0")
                 images.append(match[1])
                 labels.append(int(match[2]))
-                require(not C or labels[-1] < C, f"{path}:{number}: label {match[2]}, but training "
+                require(not C or labels[-1] < C, f"{path}:{n}: label {match[2]}, but training "
                         f"has 0 to {(C or 0) - 1}")
     require(labels, f"{path}: the list is empty")
     return images, labels

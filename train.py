@@ -207,8 +207,8 @@ class Log:
             require(l.isfinite().all(), f"the loss is not finite at iteration {m}: {self.shown(l)}"
                     f"; the last good one is in {self.args.out}/last.pt; try a lower --lr")
         self.recent, self.last_print = [], time.perf_counter()
-        start, m = self.epoch_start
-        per_second = (self.m - m) / (self.last_print - start)
+        start, done = self.epoch_start
+        per_second = (self.m - done) / (self.last_print - start)
         batches = sum(weight > 0 for weight in self.args.lambdas[:2])
         self.images_per_second = per_second * batches * self.args.batch_size
         print(f"{self.clear}m {self.m}/{self.M}  {self.shown(recent.mean(0))}  "
@@ -239,9 +239,9 @@ class Log:
         shown = "  ".join(f"{shot} {a:.1f}" for shot, a in accuracy.items()).replace("nan", "–")
         print(f"{self.clear}epoch {self.epoch}/{self.args.epochs}  val  {shown}")
 
-    def on_signal(self, number, frame):
+    def on_signal(self, signum, frame):
         """The first signal asks for a stop, at once where all is saved; a second one kills."""
-        self.stop = number
+        self.stop = signum
         on_signals(signal.SIG_DFL)
         if self.saved == self.m and WORLD == 1:
             self.leave()
