@@ -186,7 +186,7 @@ class Log:
         self.m, self.epoch, self.sums, self.record, self.class_loss = (kept[k] for k in KEPT)
         self.sums = self.sums.to(DEVICE) * (RANK == 0)  # saved as totals over the processes
         self.saved, self.stop, self.recent = self.m, None, []
-        self.last_print = self.images_per_second = 0
+        self.last_print, self.images_per_second = 0, math.nan
         self.epoch_start = time.perf_counter(), self.m
         self.clear = "\r\033[K" if sys.stdout.isatty() else ""  # a terminal's line is rewritten
 
