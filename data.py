@@ -72,14 +72,14 @@ def loader(dataset, batches, workers, cuda):
     """Generator of `batches` (lists of items) of a dataset; one in memory needs no workers."""
     workers = workers if dataset.transform else 0
     data_loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=cuda)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    mask, others = signal.pthread_sigmask(signal.SIG_BLOCK, ()), multiprocessing.active_children()
     try:
         if workers:
             multiprocessing.Lock()  # on macOS starts a helper that would undo the next line
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # workers inherit it: training saves
         iterator = iter(data_loader)
     except OSError as error:
-        for worker in multiprocessing.active_children():  # those that did start
+        for worker in set(multiprocessing.active_children()) - set(others):  # that did start
             worker.kill()
         raise InputError(f"--workers {workers}: {error.strerror}; take fewer, or 0") from None
     finally:

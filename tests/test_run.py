@@ -487,7 +487,6 @@ def test_no_loss_is_shown_of_a_task_that_is_off_and_ascii_terminals_will_do(tiny
 
 
 def few_files():
-    import resource
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
 
 
@@ -495,6 +494,26 @@ def test_loading_processes_that_cannot_start_are_one_line_and_no_hang(tiny_root,
     process = start("train", tiny_flags(tiny_root, out="run", workers=12), tmp_path, setup=few_files)
     code, _, err = finish(process, tmp_path)
     assert code == 1 and "--workers 12: Too many open files; take fewer, or 0\n" in err
+
+
+def test_only_loading_processes_that_just_started_are_ended(monkeypatch):
+    """Those of training go on while validation's cannot start."""
+    import multiprocessing
+
+    import data
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+    other.start()
+
+    class Full:
+        def __iter__(self):
+            raise OSError(24, "Too many open files")
+    monkeypatch.setattr(data, "DataLoader", lambda *args, **kwargs: Full())
+    dataset = data.LongTailed(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [0], transform=lambda image: image)
+    with pytest.raises(data.InputError, match="--workers 2: Too many open files"):
+        next(data.loader(dataset, [[0]], 2, False))
+    other.join(0.5)
+    assert other.is_alive()
+    other.kill()
 
 
 def no_locks():
