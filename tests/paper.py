@@ -22,7 +22,6 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = "Many", "Medium", "Low", "Overall"
-WHERE = "--root", "--workers"  # on which no number depends
 ROWS = {  # Tables 1, 3, 4 and 5: the flags of train.py
     "RRS-Only": "--lambdas 0 1 0",
     "CBS-Only": "--lambdas 1 0 0",
@@ -70,26 +69,34 @@ def parse(argv):
     add("--jobs", type=int, default=1, help="runs at a time, the cores divided among them (default: 1)")
     add("--out", metavar="DIR", help="where the runs go (default: runs/paper-NAME and the other flags)")
     add("--figures", metavar="DIR", help="also draw Figures 2, 3 and 4 of the first seed, as SVG")
+    add("--root", metavar="DIR", help="folder of the data set (default: train.py's)")
+    add("--workers", metavar="N", help="loading processes of each run (default: train.py's)")
     args, args.flags = parser.parse_known_args(argv)
+    given = {"--root": args.root, "--workers": args.workers}
+    args.where = [x for flag, value in given.items() if value for x in (flag, value)]  # no number depends on them
     if args.jobs < 1:
         parser.error("--jobs: a number of 1 or more")
     if not args.out:
-        numbers = [flag for before, flag in zip(["", *args.flags], args.flags)
-                   if before not in WHERE and flag.partition("=")[0] not in (*WHERE, "--compile", "--no-compile")]
+        numbers = [flag for flag in args.flags if flag != "--compile"]
         args.out = f"runs/paper-{args.data}-{args.arch}" + re.sub(r"[^\w.]+", "-", " ".join(numbers)).rstrip("-")
     args.seeds, args.rows = list(dict.fromkeys(args.seeds)), list(dict.fromkeys(args.rows))
     return args
 
 
+def folder(args, row, seed):
+    """Where a run's files are; its output goes to a log beside it."""
+    return Path(args.out, f"{row}-seed{seed}".replace(":", "_"))
+
+
 def start(args, row, seed):
-    """Start or resume a run; its process. Its output goes to a log beside its folder."""
-    run = Path(args.out, f"{row}-seed{seed}".replace(":", "_"))
+    """Start or resume a run; its process."""
+    run = folder(args, row, seed)
     run.parent.mkdir(parents=True, exist_ok=True)
-    flags = ROWS[row].replace("RRS-ONLY", f"{args.out}/RRS-Only-seed{seed}/last.pt").split()
-    command = ["--data", args.data, "--arch", args.arch, "--seed", seed, "--out", run, *args.flags, *flags]
+    rrs_only = str(folder(args, "RRS-Only", seed) / "last.pt")
+    flags = [flag.replace("RRS-ONLY", rrs_only) for flag in ROWS[row].split()]
+    command = ["--data", args.data, "--arch", args.arch, "--seed", seed, "--out", run, *args.where, *args.flags, *flags]
     if (run / "last.pt").exists():
-        where = [x for pair in zip(args.flags, args.flags[1:]) if pair[0] in WHERE for x in pair]
-        command = ["--resume", run / "last.pt", *where]
+        command = ["--resume", run / "last.pt", *args.where]
     env = os.environ | dict(OMP_NUM_THREADS=str(max(1, len(os.sched_getaffinity(0)) // args.jobs)))
     with open(f"{run}.log", "a") as log:
         return subprocess.Popen([sys.executable, ROOT / "train.py", *map(str, command)], env=env, stdout=log,
@@ -105,7 +112,7 @@ def end_with_parent():
 
 def result(args, row, seed):
     """A finished run's accuracies {shot: percent}, or None."""
-    path = Path(args.out, f"{row}-seed{seed}".replace(":", "_"), "test.csv")
+    path = folder(args, row, seed) / "test.csv"
     if path.exists():
         return {line["class"]: float(line["accuracy"]) for line in csv.DictReader(open(path)) if line["class"] in SHOTS}
 
@@ -131,8 +138,8 @@ def train_all(args):
             time.sleep(0.2)
             for job in [job for job, process in running.items() if process.poll() is not None]:
                 if running.pop(job).returncode:
-                    log = Path(args.out, f"{job[0]}-seed{job[1]}.log".replace(":", "_"))
-                    sys.exit(f"{job[0]}, seed {job[1]}: {''.join(log.read_text().splitlines()[-1:])} (see {log})")
+                    log = f"{folder(args, *job)}.log"
+                    sys.exit(f"{job[0]}, seed {job[1]}: {''.join(open(log).read().splitlines()[-1:])} (see {log})")
     finally:  # told to save and stop
         for process in running.values():
             process.terminate()
@@ -165,17 +172,16 @@ def table(args, results):
         print(f"SS adds {gain.mean():+.1f} points to CBS+RRS (standard error {gain.std(ddof=1) / len(gain) ** 0.5:.1f}).")
 
 
-def exported(args, row, folder):
+def exported(args, row, scratch):
     """What evaluate.py exports of the first seed's run of a row."""
-    run, file = Path(args.out, f"{row}-seed{args.seeds[0]}"), Path(folder, f"{row}.npz")
-    where = [x for pair in zip(args.flags, args.flags[1:]) if pair[0] == "--root" for x in pair]
-    subprocess.run([sys.executable, ROOT / "evaluate.py", run / "last.pt", "--export", file, *where],
+    run, file = folder(args, row, args.seeds[0]), Path(scratch, f"{row}.npz")
+    subprocess.run([sys.executable, ROOT / "evaluate.py", run / "last.pt", "--export", file, *args.where],
                    check=True, stdout=subprocess.DEVNULL)
     loss = np.genfromtxt(run / "class_loss.csv", delimiter=",", dtype=str)[1:]
     return dict(np.load(file)) | {s: loss[loss[:, 1] == s][:, 2:].astype(float) for s in ("CBS", "RRS")}
 
 
-def figures(args, folder):
+def figures(args, destination):
     """Figures 2, 3 and 4."""
     try:
         import matplotlib
@@ -186,7 +192,7 @@ def figures(args, folder):
         sys.exit(f"--figures: {error.name} is missing; pip install matplotlib scikit-learn")
     import tempfile
     plt.rcParams.update({"svg.hashsalt": "paper", "font.size": 8, "axes.titlesize": 8})
-    os.makedirs(folder, exist_ok=True)
+    os.makedirs(destination, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         rrs, cbs, two, ours = (exported(args, row, scratch) for row in ("RRS-Only", "CBS-Only", "CBS+RRS", "CBS+RRS+SS"))
     N_c = ours["N_c"]
@@ -194,7 +200,7 @@ def figures(args, folder):
 
     def save(figure, name):
         figure.tight_layout()
-        figure.savefig(Path(folder, name), metadata={"Date": None}, dpi=110)
+        figure.savefig(Path(destination, name), metadata={"Date": None}, dpi=110)
 
     figure, axes = plt.subplots(1, 2, figsize=(7, 2.4))
     for axis, c, name in zip(axes, (order[-1], order[0]), ("tail", "head")):

@@ -19,13 +19,13 @@ def command(root, *argv):
 
 
 def test_a_table_is_killed_in_the_middle_and_gone_on_with(tiny_root, tmp_path, script):
-    flags = command(tiny_root, "--out", "runs")
+    flags = command(tiny_root, "--out", "my runs")
     process = subprocess.Popen(flags, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while not list(tmp_path.glob("runs/*/test.csv")):
+    while not list(tmp_path.glob("my runs/*/test.csv")):
         time.sleep(0.05)
     process.kill()
     process.wait()
-    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/test.csv")}
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("my runs/*/test.csv")}
     assert 0 < len(first) < 4
     done = subprocess.run(flags, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -35,7 +35,7 @@ def test_a_table_is_killed_in_the_middle_and_gone_on_with(tiny_root, tmp_path, s
     for name, row in zip(ROWS, rows):
         overall = []
         for seed in (0, 1):
-            code, out, _ = script("evaluate", f"runs/{name}-seed{seed}/last.pt", "--workers", 0)
+            code, out, _ = script("evaluate", f"my runs/{name}-seed{seed}/last.pt", "--workers", 0)
             assert code == 0
             overall.append(float(out.split()[-1]))
         mean, spread = map(float, row[5].split(" ± "))
