@@ -38,15 +38,15 @@ def load(name, root="data", size=None, imbalance=100, download=False, splits=SPL
         parts, test = cifar_lt(name, root, imbalance, download), None
     else:
         parts = image_lists(name, root, splits)
-    return {split: LongTailed(*part, transform, root)
+    return {split: LongTailed(*part, transform, root, np.max(parts[0][1]) + 1)
             for split, part, transform in zip(SPLITS, parts, (train, test, test))}
 
 class LongTailed(Dataset):
     """A split. images: uint8 [N, 3, H, W], or paths below `root`, as a NumPy array of bytes (worker
     processes would copy a list of str: pytorch issue 13246); labels: int [N]; N_c: int [C]."""
-    def __init__(self, images, labels, transform=None, root=""):
-        self.images, self.labels, self.N_c = images, np.asarray(labels), np.bincount(labels)
-        self.transform, self.root = transform, os.fsencode(root)
+    def __init__(self, images, labels, transform=None, root="", C=0):
+        self.images, self.transform, self.root = images, transform, os.fsencode(root)
+        self.labels, self.N_c = np.asarray(labels), np.bincount(labels, minlength=C)
         paths = images.tobytes() if isinstance(images, np.ndarray) else b""
         self.fingerprint = zlib.crc32(paths + self.labels.tobytes())  # another order has another
 
@@ -191,9 +191,8 @@ def cifar_lt(name, root, imbalance, download):
 def image_lists(name, root, splits):
     """Paths and labels of ROOT/NAME_{train,val,test}.txt. Raises InputError."""
     with explain(f"{root}: not a folder of lists and images; name it by --root", OSError):
-        found = {file.lower(): file for file in os.listdir(root)}
+        found, parts, C = {file.lower(): file for file in os.listdir(root)}, [], None
     known = [*IN_MEMORY, *(f[:-10] for f in sorted(found) if f.endswith("_train.txt"))]
-    parts, C = [], None
     for split in SPLITS:
         file = f"{name}_{split}.txt"
         require(file in found, f"unknown dataset {name!r}: no {file} in {root}; there are {known}")
@@ -228,7 +227,7 @@ def describe(sets, check):
     """Print what a person looks at before a long run; check: decode every image, too. Raises
     InputError where one does not decode, or is listed twice."""
     for split, dataset in sets.items():
-        n = np.bincount(dataset.labels, minlength=len(sets["train"].N_c))
+        n = dataset.N_c
         print(f"{split:6}{len(dataset):9,} images{(n > 0).sum():7,} classes   smallest: class "
               f"{n.argmin()} with {n.min():,}, largest: class {n.argmax()} with {n.max():,}")
     N_c = sets["train"].N_c
@@ -240,15 +239,16 @@ def describe(sets, check):
     repeated, broken = len(paths) - len(set(paths)), 0
     if repeated:
         print(f"{repeated:,} lines list an image that an earlier line, of any split, lists")
-    for i in range(0, len(paths) if check else 0, 10_000):
+    if not check:
+        return
+    for i in range(0, len(paths), 10_000):
         with ThreadPoolExecutor() as pool:
             decoded = [pool.submit(lambda path: read_image(path).shape, path)
                        for path in paths[i:i + 10_000]]
         bad = [image.exception() for image in decoded if image.exception()]
         broken += len(bad)
         print(*bad[:20], f"{broken:,} of {len(paths[:i + 10_000]):,} files do not decode", sep="\n")
-    faults = check and broken + repeated
-    require(not faults, f"{broken:,} images are broken, {repeated:,} repeated")
+    require(not broken + repeated, f"{broken:,} images are broken, {repeated:,} repeated")
 
 def make(args):
     """Sec. 4.1: write ROOT/NAME_{train,val,test}.txt of --from's CLASS/*, nothing shared between
@@ -298,10 +298,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.make:
         require(args.source and args.min <= args.max, "--make needs --from, and --min below --max")
-        make(args)
-    else:
-        sets = load(args.data, args.root or "data", None, args.imbalance, args.download)
-        describe(sets, args.check)
+        return make(args)
+    sets = load(args.data, args.root or "data", None, args.imbalance, args.download)
+    describe(sets, args.check)
 
 # ------------------------------------------------------------------------------ every command line
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
