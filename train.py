@@ -355,7 +355,8 @@ def method(args):
     """The paper's name of what is trained."""
     tasks = [task[2:] for task, weight in zip(TASKS, args.lambdas) if weight]
     name = "+".join(tasks) if len(tasks) > 1 else f"{tasks[0]}-Only"
-    name += "+rotation" * args.rotation_augmentation
+    if args.rotation_augmentation:
+        name += "+rotation"
     if args.init:
         name = "ftRRS+CBS" if name == "CBS-Only" else f"{name}-init"
     return name
