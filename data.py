@@ -100,19 +100,14 @@ def read_image(path):
     """Decode an image file to uint8 [3, H, W], upright. Raises InputError with its path."""
     require(os.path.isfile(path), f"{path}: no such image file")  # a FIFO would be waited for
     with explain(f"{path}: not a readable image", Exception):
-        if os.path.getsize(path) > 2 ** 18 or not path.lower().endswith((".jpg", ".jpeg")):
-            Image.open(path).close()  # reads the header alone, and refuses what is above its limit
-        try:
-            require(not path.lower().endswith(".webp"), "whose EXIF only Pillow regards")
-            image = io.decode_image(io.read_file(path), "RGB", apply_exif_orientation=True)
-        except Exception:  # WebP, BMP, TIFF; all images, once torchvision's decoders are gone
-            file = Image.open(path)
-            require(file.mode != "F", "floating-point pixels; save it with 8 bits")
-            if file.mode.startswith("I"):  # 16 bits, which convert() would clip
-                file = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8))
-            image = v2.functional.pil_to_tensor(ImageOps.exif_transpose(file).convert("RGB"))
-    image = image[0] if image.ndim == 4 else image  # an animated GIF: its first frame
-    return v2.functional.to_dtype(image, torch.uint8, scale=True)
+        if path.lower().endswith((".jpg", ".jpeg")) and os.path.getsize(path) < 2 ** 20:
+            with contextlib.suppress(Exception):  # faster than Pillow, where torchvision has it
+                return io.decode_jpeg(io.read_file(path), "RGB", apply_exif_orientation=True)
+        image = Image.open(path)  # the header alone; refuses what is above Pillow's limit
+        require(image.mode != "F", "floating-point pixels; save it with 8 bits")
+        if image.mode.startswith("I"):  # 16 bits, which convert() would clip
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return v2.functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
 
 def colour_jitter(image, strength=0.4):
     """v2.ColorJitter in a third of its time: brightness, contrast and saturation by random factors
