@@ -47,8 +47,8 @@ class LongTailed(Dataset):
     def __init__(self, images, labels, transform=None, root="", C=0):
         self.images, self.transform, self.root = images, transform, os.fsencode(root)
         self.labels, self.N_c = np.asarray(labels), np.bincount(labels, minlength=C)
-        paths = images.tobytes() if isinstance(images, np.ndarray) else b""
-        self.fingerprint = zlib.crc32(paths + self.labels.tobytes())  # another order has another
+        self.paths = images if isinstance(images, np.ndarray) else np.array([], "S")
+        self.fingerprint = zlib.crc32(self.paths.tobytes() + self.labels.tobytes())  # of this order
 
     def __len__(self):
         return len(self.labels)
@@ -170,8 +170,8 @@ def draw_glyphs(labels, rng, draw=True):
 def cifar_lt(name, root, imbalance, download):
     """Long-tailed CIFAR; val: up to a tenth of N_max a class of the training images left over."""
     archive = getattr(torchvision.datasets, name.removesuffix("_lt").upper())
-    hint = f"fetch it: python data.py --data {name} --root {root} --download"
-    with explain(f"{archive.__name__} is not in {root}; {hint}", RuntimeError, OSError):
+    hint = f"{archive.__name__} is not in {root}; data.py --data {name} --download fetches it"
+    with explain(hint, RuntimeError, OSError):
         train, test = (archive(root, train, download=download) for train in (True, False))
     y, C, rng = np.array(train.targets), len(train.classes), np.random.default_rng(0)
     N_max, drawn, held_out = len(y) // C, [], []
@@ -186,24 +186,23 @@ def cifar_lt(name, root, imbalance, download):
 def image_lists(name, root, splits):
     """Paths and labels of ROOT/NAME_{train,val,test}.txt. Raises InputError."""
     with explain(f"{root}: not a folder of lists and images; name it by --root", OSError):
-        found, parts, C = {file.lower(): file for file in os.listdir(root)}, [], None
+        found, parts, classes = {file.lower(): file for file in os.listdir(root)}, [], set()
     known = [*IN_MEMORY, *(f[:-10] for f in sorted(found) if f.endswith("_train.txt"))]
     for split in SPLITS:
         file = f"{name}_{split}.txt"
         require(file in found, f"unknown dataset {name!r}: no {file} in {root}; there are {known}")
         file = os.path.join(root, found[file])
-        images, labels = read_list(file, C)
-        C = C or len(set(labels))  # training has all classes
-        absent = min(set(range(C)) - set(labels), default=None)
-        require(max(labels) < C, f"{file}: class {absent} has no image, but {max(labels)} has one")
+        images, labels = read_list(file)
+        classes, top = classes or set(labels), max(labels)
+        none = min(set(range(len(classes) + 1)) - classes)  # the first class not to train with
+        require(top < none, f"{file}: label {top}, but class {none} has no training image")
         lost = [i for i in images if split in splits and not os.path.isfile(os.path.join(root, i))]
-        require(not lost, f"{file}: {len(lost):,} of {len(images):,} images are no files, first "
-                f"{os.path.join(root, *lost[:1])}")
+        require(not lost, f"{file}: {len(lost):,} listed images are no files: {lost[:1]}")
         parts.append((np.array([os.fsencode(i) for i in images]), labels))
     return parts
 
-def read_list(path, C):
-    """Paths and labels of a list; labels below C, where known. Raises InputError with the line."""
+def read_list(path):
+    """Paths and labels of a list. Raises InputError with the line."""
     images, labels = [], []
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
         for n, line in enumerate(map(str.strip, lines), 1):
@@ -212,8 +211,6 @@ def read_list(path, C):
                 require(match, f"{path}:{n}: {line[:60]!r} is not `PATH LABEL`, label >= 0")
                 images.append(match[1])
                 labels.append(int(match[2]))
-                require(not C or labels[-1] < C, f"{path}:{n}: label {match[2]}, but training "
-                        f"has 0 to {(C or 0) - 1}")
     require(labels, f"{path}: the list is empty")
     return images, labels
 
@@ -229,8 +226,7 @@ def describe(sets, check):
     for shot, mask in shots(N_c).items():
         print(f"{shot:6}{N_c[mask].sum():9,} images{mask.sum():7,} classes")
     paths = [os.fsdecode(os.path.normpath(os.path.join(dataset.root, path)))
-             for dataset in sets.values() if isinstance(dataset.images, np.ndarray)
-             for path in dataset.images.tolist()]
+             for dataset in sets.values() for path in dataset.paths.tolist()]
     repeated, broken = len(paths) - len(set(paths)), 0
     if repeated:
         print(f"{repeated:,} lines list an image that an earlier line, of any split, lists")
@@ -251,9 +247,6 @@ def make(args):
     the classes or, where some are too small for that, over the order of their sizes."""
     ends = ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"
     root, lists, rng = args.root or args.source, ([], [], []), np.random.default_rng(args.seed)
-    files = [os.path.join(root, f"{args.make}_{split}.txt") for split in SPLITS]
-    for file in files:
-        require(not os.path.exists(file), f"{file} exists; take another name or remove it")
     folders = sorted(f.path for f in os.scandir(args.source) if f.is_dir() and f.name[0] != ".")
     require(len(folders) > 1, f"{args.source}: needs folders of images of two or more classes")
     images = [sorted(i for i in os.listdir(f) if i[0] != "." and i.lower().endswith(ends))
@@ -271,8 +264,9 @@ def make(args):
         path = os.path.relpath(folder, root)
         for lines, part in zip(lists, (train, val, test)):
             lines += [f"{os.path.join(path, image)} {label}\n" for image in part]
-    for file, lines in zip(files, lists):
-        with open(file, "w", encoding="utf-8", errors="surrogateescape") as out:
+    for split, lines in zip(SPLITS, lists):
+        file = os.path.join(root, f"{args.make}_{split}.txt")
+        with open(file, "x", encoding="utf-8", errors="surrogateescape") as out:
             out.writelines(lines)
         print(f"{file}: {len(lines):,} images")
 
@@ -294,8 +288,7 @@ def main(argv=None):
     if args.make:
         require(args.source and args.min <= args.max, "--make needs --from, and --min below --max")
         return make(args)
-    sets = load(args.data, args.root or "data", None, args.imbalance, args.download)
-    describe(sets, args.check)
+    describe(load(args.data, args.root or "data", None, args.imbalance, args.download), args.check)
 
 # ------------------------------------------------------------------------------ every command line
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -347,8 +340,8 @@ def run(main):
     except (RuntimeError, MemoryError) as error:
         if not re.search(r"worker \(pid|shared memory|llocate|out of memory", str(error)):
             raise
-        message = (f"{str(error).strip().splitlines()[-1]} (take a smaller --batch-size or --size, "
-                   "--workers 0, or a container with more --shm-size; --resume goes on)")
+        message = ("out of memory; take a smaller --batch-size or --size, --workers 0 or a larger "
+                   f"--shm-size, then --resume ({str(error).strip().splitlines()[-1]})")
     sys.stdout = open(os.devnull, "w")  # what could not be written is not tried again
     sys.exit(f"{os.path.basename(sys.argv[0])}: {message}")
 

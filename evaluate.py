@@ -5,7 +5,6 @@
     python evaluate.py runs/RUN/last.pt [--split val] [--export FILE.npz]
 """
 import argparse, os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,16 +44,12 @@ def report(title, dataset, predictions, N_c, out=None):
 
 def write(path, content):
     """Save bytes completely or not at all. Raises InputError."""
-    temporary = Path(f"{path}.tmp")
     with explain(f"{path}: cannot be saved; what was saved before is untouched", OSError):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with open(f"{path}.tmp", "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(f"{path}.tmp", path)
 
 @torch.inference_mode()
 def predict(model, dataset, amp, workers=0, rank=0, world=1):

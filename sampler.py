@@ -74,11 +74,10 @@ class JointBatchSampler:
 
 if __name__ == "__main__":
     N_c, S, M = np.array([1000, 400, 160, 60, 20, 5]), 24, 1000  # a long tail
-    labels, draws = np.repeat(np.arange(len(N_c)), N_c), []
+    labels, drawn = np.repeat(np.arange(len(N_c)), N_c), []
     for sampler in ClassBalancedSampler(labels, S), RegularRandomSampler(len(labels), S):
-        indices = np.concatenate([sampler.batch(m) for m in range(1, M + 1)])
-        draws.append(np.bincount(labels[indices]))
-    print(f"{M} batches of S = {S}      share of the batch     draws per image\n"
-          "class  images             CBS      RRS         CBS      RRS")
-    for y, (n, cbs, rrs) in enumerate(zip(N_c, *draws)):
-        print(f"{y:5} {n:7} {cbs / S / M:15.1%} {rrs / S / M:8.1%} {cbs / n:11.1f} {rrs / n:8.1f}")
+        batches = np.concatenate([sampler.batch(m) for m in range(1, M + 1)])
+        drawn.append(np.bincount(labels[batches]))
+    print(f"{M} batches of {S}  drawn by CBS  by RRS   per image  by RRS")
+    for y, (n, cbs, rrs) in enumerate(zip(N_c, *drawn)):
+        print(f"class {y}{n:6} images {cbs:13,} {rrs:7,} {cbs / n:11.1f} {rrs / n:7.1f}")

@@ -5,7 +5,7 @@
     torchrun --nproc_per_node=8 train.py --data imagenet_lt --root DIR # ... on 8 (add --nnodes ...)
     python train.py --resume runs/RUN/last.pt                          # go on where a run stopped
 """
-import argparse, contextlib, fcntl, io, itertools, json, math, os, shlex, signal, sys, time
+import argparse, contextlib, fcntl, functools, io, itertools, json, math, os, signal, sys, time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads leave the cores to others
 
@@ -22,7 +22,7 @@ from sampler import JointBatchSampler
 
 WORLD, RANK, LOCAL = (int(os.environ.get(name, default)) for name, default in  # torchrun's
                       (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
-TASKS, KEPT = ("l_CBS", "l_RRS", "l_SS"), ("m", "epoch", "sums", "record", "class_loss")
+TASKS, KEPT = ("l_CBS", "l_RRS", "l_SS"), ("m", "epoch", "sums", "record")
 DEVICE = torch.device(f"cuda:{LOCAL}" if torch.cuda.is_available() else "cpu")
 
 # ------------------------------------------------------------------------------ Algorithm 1
@@ -86,25 +86,25 @@ def train(args, checkpoint=None):
     log = Log(args, len(sets["train"]), len(N_c), checkpoint)
     batches = training_batches(args, sets["train"], log.m, log.M)
     lock = claim(args, log.m) if RANK == 0 else None  # noqa: F841, held while this function runs
-    print(headline(args, sets["train"], amp))
+    print(f"{method(args)} on {args.data}: {len(sets['train']):,} images of {len(N_c)} classes, "
+          f"{WORLD} x {DEVICE.type}, {'bfloat16' if amp else 'float32'}, to {args.out}\n"
+          + ", ".join(f"{key} {value}" for key, value in recipe(args).items()))
     iterations = algorithm_1(parallel(model, args.lambdas), optimizer, batches, args.lambdas,
                              args.rotation_augmentation, log.m, log.M, amp)
 
-    def save():
-        save_run(args, log, model, optimizer, sets)
+    save = functools.partial(save_run, args, log, model, optimizer, sets)
     def predict(split):
         return evaluate.predict(model, sets[split], args.amp, args.workers, RANK, WORLD)[0]
-    if not args.resume:
-        save()
+    save()
     on_signals(log.on_signal)
     try:
         for epoch in range(log.epoch, args.epochs):
             for m, l, Y in itertools.islice(iterations, (epoch + 1) * log.steps - log.m):
                 log.add(m, l, Y)
-                stop = log.must_stop()
-                if stop or m % (args.save_every or math.inf) == 0:
+                if m % (args.save_every or math.inf) == 0:
                     save()
-                if stop:
+                if log.must_stop():
+                    save()
                     log.leave()
             save()  # before validation, which takes long and may fail
             log.end_epoch(sets["val"].labels, predict("val"), N_c)
@@ -176,14 +176,14 @@ def all_reduce(x):
 # ------------------------------------------------------------------------------ log and checkpoint
 class Log:
     """What a run accumulates: iteration m of M; sums [3, 2, C], losses and images of the epoch by
-    task and class; recent, losses not yet printed; record and class_loss (Fig. 2), CSV files as
-    text; saved, the m on the disk; stop, a signal's number."""
+    task and class; recent, losses not yet printed; record, a CSV file as text; saved, the m on
+    the disk; stop, a signal's number."""
     def __init__(self, args, N, C, checkpoint):
         self.args, self.steps = args, N // args.batch_size
         self.M = args.epochs * self.steps
         self.tasks = {task: i for i, task in enumerate(TASKS) if args.lambdas[i]}
-        kept = checkpoint or dict(m=0, epoch=0, sums=torch.zeros(3, 2, C), record="", class_loss="")
-        self.m, self.epoch, self.sums, self.record, self.class_loss = (kept[k] for k in KEPT)
+        kept = checkpoint or dict(m=0, epoch=0, sums=torch.zeros(3, 2, C), record="")
+        self.m, self.epoch, self.sums, self.record = (kept[key] for key in KEPT)
         self.sums = self.sums.to(DEVICE) * (RANK == 0)  # saved as totals over the processes
         self.saved, self.stop, self.recent = self.m, None, []
         self.last_print, self.images_per_second = 0, math.nan
@@ -205,7 +205,7 @@ class Log:
         recent = torch.stack(self.recent).cpu()
         for m, l in enumerate(recent, self.m - len(recent) + 1):
             require(l.isfinite().all(), f"the loss is not finite at iteration {m}: {self.shown(l)}"
-                    f"; the last good one is in {self.args.out}/last.pt; try a lower --lr")
+                    f"; {self.args.out}/last.pt is of before; try a lower --lr")
         self.recent, self.last_print = [], time.perf_counter()
         start, done = self.epoch_start
         per_second = (self.m - done) / (self.last_print - start)
@@ -219,7 +219,7 @@ class Log:
         return " ".join(f"{task} {x:.3f}" for task, x in zip(self.tasks, l.tolist()))
 
     def end_epoch(self, labels, predictions, N_c):
-        """A line, a row of record.csv, two of class_loss.csv; empties the sums."""
+        """A line, and a row of record.csv, with the losses per class for Fig. 2; empties sums."""
         self.epoch += 1
         accuracy, sums = evaluate.shot_accuracy(labels, predictions, N_c), all_reduce(self.sums)
         l = {task: (sums[i, 0].sum() / sums[i, 1].sum()).item() for task, i in self.tasks.items()}
@@ -227,13 +227,10 @@ class Log:
                    images_per_second=self.images_per_second, **l)
         row["L_Final"] = sum(self.args.lambdas[i] * l[task] for task, i in self.tasks.items())
         row |= {f"val_{shot}": a for shot, a in accuracy.items()}
-        if self.epoch == 1:
-            self.record = ",".join(row) + "\n"
-            self.class_loss = ",".join(["epoch", "sampler", *map(str, range(len(N_c)))]) + "\n"
+        for task, (losses, images) in zip(TASKS[:2], sums):
+            row |= {f"{task}_{y}": f"{x:.4f}" for y, x in enumerate(losses / images)}
+        self.record = self.record or ",".join(row) + "\n"
         self.record += ",".join(map(str, row.values())) + "\n"
-        for sampler, (losses, images) in zip(("CBS", "RRS"), sums):
-            means = ",".join(f"{x:.4f}" for x in losses / images)
-            self.class_loss += f"{self.epoch},{sampler},{means}\n"
         self.sums.zero_()
         self.epoch_start = time.perf_counter(), self.m
         shown = "  ".join(f"{shot} {a:.1f}" for shot, a in accuracy.items()).replace("nan", "–")
@@ -253,11 +250,9 @@ class Log:
         return self.m % 10 == 0 and all_reduce(torch.tensor(self.stop or 0, device=DEVICE)) > 0
 
     def leave(self):
-        launch = "python" if WORLD == 1 else f"torchrun --nproc_per_node={WORLD}"
-        command = shlex.join([sys.argv[0], "--resume", f"{self.args.out}/last.pt"])
         if RANK == 0:
-            print(f"{self.clear}stopped at iteration {self.m}/{self.M}; go on with: {launch} "
-                  f"{command}", file=sys.stderr)
+            print(f"{self.clear}stopped at iteration {self.m}/{self.M}; go on with --resume "
+                  f"'{self.args.out}/last.pt'", file=sys.stderr)
         sys.exit(128 + (self.stop or signal.SIGTERM))
 
 def on_signals(action):
@@ -276,8 +271,7 @@ def claim(args, m):
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # loading processes do not inherit it
     last = f"{args.out}/last.pt"
     if os.path.exists(last) and (not args.resume or evaluate.load_checkpoint(last)["m"] > m):
-        raise InputError(f"{args.out} holds a run that is further on: --resume {shlex.quote(last)} "
-                         "goes on with it, another folder (--out) lets it be")
+        raise InputError(f"{args.out} holds a run further on: --resume '{last}', or another --out")
     return lock
 
 def save_run(args, log, model, optimizer, sets):
@@ -294,7 +288,6 @@ def save_run(args, log, model, optimizer, sets):
         torch.save(state, file)
         evaluate.write(f"{args.out}/recipe.json", json.dumps(recipe(args), indent=1).encode())
         evaluate.write(f"{args.out}/record.csv", log.record.encode())
-        evaluate.write(f"{args.out}/class_loss.csv", log.class_loss.encode())
         evaluate.write(f"{args.out}/last.pt", file.getbuffer())
     log.saved = log.m
 
@@ -313,9 +306,9 @@ def flags():
     """The command line, with the defaults for what no recipe says."""
     parser = Parser("Train by Algorithm 1. A dataset's recipe may change the defaults.")
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
-    whole, real = number(int, 1), number(float, 0)
-    add("--data", default="glyphs_lt", metavar="NAME", help="dataset, see data.py")
-    add("--root", default="data", metavar="DIR", help="folder of the dataset's lists and images")
+    whole, real, path = number(int, 1), number(float, 0), os.path.abspath
+    add("--data", default="glyphs_lt", type=str.lower, metavar="NAME", help="dataset, see data.py")
+    add("--root", default="data", type=path, metavar="DIR", help="of the lists and images")
     add("--arch", default="resnet10", choices=ARCHS, help="feature extractor phi")
     add("--lambdas", default=[0.5, 1.0, 1.0], nargs=3, type=real, help="of l_CBS, l_RRS, l_SS")
     add("--Z", default=4, type=whole, help="images per class in B_CBS")
@@ -332,7 +325,7 @@ def flags():
     add("--pretrained", default=False, action=switch, help="phi from ImageNet weights")
     add("--small-stem", default=False, action=switch, help="3 x 3 stem without max-pooling")
     add("--rotation-augmentation", default=False, action=switch, help="Table 5: in place of l_SS")
-    add("--init", metavar="CHECKPOINT", help="Table 3: phi from another run's last.pt")
+    add("--init", type=path, metavar="CHECKPOINT", help="Table 3: phi from another run's last.pt")
     add("--out", metavar="DIR", help="folder of the run; None: runs/ and a name of its settings")
     add("--resume", metavar="CHECKPOINT", help="go on from a run's last.pt, with its settings")
     add("--save-every", type=whole, metavar="M", help="also save every M iterations")
@@ -344,12 +337,6 @@ def recipe(args):
     """The settings that a run's numbers depend on."""
     others = "out", "resume", "save_every", "workers", "compile"
     return {key: value for key, value in vars(args).items() if key not in others}
-
-def headline(args, dataset, amp):
-    C = len(dataset.N_c)
-    return (f"{method(args)} on {args.data}: {len(dataset):,} images of {C} classes, {WORLD} x "
-            f"{DEVICE.type}, {'bfloat16' if amp else 'float32'}, to {args.out}\n"
-            + ", ".join(f"{key} {value}" for key, value in recipe(args).items()))
 
 def method(args):
     """The paper's name of what is trained."""
@@ -363,16 +350,13 @@ def method(args):
 
 def parse(argv):
     """Settings and the checkpoint to go on from. Flags win over its recipe or the dataset's."""
-    parser = flags()
+    parser, checkpoint = flags(), {}
     args = parser.parse_args(argv)
-    data, checkpoint = args.data.lower(), {}
-    parser.set_defaults(**RECIPES.get(data, {}) | RECIPES.get(f"{data} {args.arch}", {}))
+    parser.set_defaults(**RECIPES.get(args.data, {}) | RECIPES.get(f"{args.data} {args.arch}", {}))
     if args.resume:
         checkpoint = evaluate.load_checkpoint(args.resume)
         parser.set_defaults(**checkpoint["recipe"])
     args = parser.parse_args(argv)
-    args.data, args.root = args.data.lower(), os.path.abspath(args.root)
-    args.init = args.init and os.path.abspath(args.init)
     if args.rotation_augmentation:
         args.lambdas = args.lambdas[:2] + [0.0]
     require(any(args.lambdas[:2]), "--lambdas: with the first two 0 no classifier would be trained")

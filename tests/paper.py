@@ -177,8 +177,9 @@ def exported(args, row, scratch):
     run, file = folder(args, row, args.seeds[0]), Path(scratch, f"{row}.npz")
     subprocess.run([sys.executable, ROOT / "evaluate.py", run / "last.pt", "--export", file, *args.where],
                    check=True, stdout=subprocess.DEVNULL)
-    loss = np.genfromtxt(run / "class_loss.csv", delimiter=",", dtype=str)[1:]
-    return dict(np.load(file)) | {s: loss[loss[:, 1] == s][:, 2:].astype(float) for s in ("CBS", "RRS")}
+    rows = list(csv.DictReader(open(run / "record.csv")))
+    return dict(np.load(file)) | {sampler: np.array([[float(x) for column, x in row.items() if column.startswith(f"l_{sampler}_")]
+                                                     for row in rows]) for sampler in ("CBS", "RRS")}
 
 
 def figures(args, destination):

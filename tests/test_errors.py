@@ -34,17 +34,17 @@ LISTS = {  # split, change of its lines, what the message names
     "superscript digit": ("train", lambda l: l + ["train/a.JPEG ²\n".encode()], "tiny_train.txt:19:"),
     "empty train": ("train", lambda l: [], "tiny_train.txt: the list is empty"),
     "empty val": ("val", lambda l: [b"\r\n", b"\n"], "tiny_val.txt: the list is empty"),
-    "gap": ("train", lambda l: [x for x in l if not x.endswith(b" 1\n")], "tiny_train.txt: class 1 has no image"),
-    "class 0 missing": ("train", lambda l: [x for x in l if not x.endswith(b" 0\n")], "class 0 has no image"),
-    "huge label": ("train", lambda l: l + [b"train/a.JPEG 99999999999999999999\n"], "class 3 has no image"),
-    "labels from 1": ("train", lambda l: [x[:-2] + bytes([x[-2] + 1]) + b"\n" for x in l], "class 0 has no image"),
-    "test label never trained": ("test", lambda l: l + [b"test/a.JPEG 3\n"], "tiny_test.txt:4: label 3, but training has 0 to 2"),
-    "val label never trained": ("val", lambda l: [b"val/a.JPEG 40\n"] + l, "tiny_val.txt:1: label 40, but training has 0 to 2"),
+    "gap": ("train", lambda l: [x for x in l if not x.endswith(b" 1\n")], "tiny_train.txt: label 2, but class 1 has no training image"),
+    "class 0 missing": ("train", lambda l: [x for x in l if not x.endswith(b" 0\n")], "class 0 has no training image"),
+    "huge label": ("train", lambda l: l + [b"train/a.JPEG 99999999999999999999\n"], "class 3 has no training image"),
+    "labels from 1": ("train", lambda l: [x[:-2] + bytes([x[-2] + 1]) + b"\n" for x in l], "class 0 has no training image"),
+    "test label never trained": ("test", lambda l: l + [b"test/a.JPEG 3\n"], "tiny_test.txt: label 3, but class 3 has no training image"),
+    "val label never trained": ("val", lambda l: [b"val/a.JPEG 40\n"] + l, "tiny_val.txt: label 40, but class 3 has no training image"),
     "binary file": ("train", lambda l: [b"\x00\xff\xfe\x00PNG\n"], "tiny_train.txt:1:"),
-    "missing image": ("train", lambda l: [b"train/none.JPEG 0\n"] * 9 + l[9:], "9 of 18 images are no files, first "),
+    "missing image": ("train", lambda l: [b"train/none.JPEG 0\n"] * 9 + l[9:], "9 listed images are no files: ['train/none.JPEG']"),
     "folder as image": ("train", lambda l: [b"train/n00000000 0\n"] * 9 + l[9:], "images are no files"),
-    "missing val image": ("val", lambda l: [b"val/none.JPEG 0\n"] + l[1:], "tiny_val.txt: 1 of 3 images are no files, first "),
-    "missing test image": ("test", lambda l: [b"test/none.JPEG 0\n"] + l[1:], "tiny_test.txt: 1 of 3 images are no files, first "),
+    "missing val image": ("val", lambda l: [b"val/none.JPEG 0\n"] + l[1:], "tiny_val.txt: 1 listed images are no files: ['val/none.JPEG']"),
+    "missing test image": ("test", lambda l: [b"test/none.JPEG 0\n"] + l[1:], "tiny_test.txt: 1 listed images are no files: ['test/none.JPEG']"),
 }
 
 
@@ -189,7 +189,7 @@ def test_data_that_changed_since_is_refused(root, refused, checkpoint):
     (["--make", "x"], "--from"), (["--make", "x", "--from", "/nosuch"], "/nosuch"),
     (["--make", "x", "--from", "train", "--max", 3, "--min", 5], "--min"), (["--make", "x", "--from", "train", "--alpha", 0], "--alpha"),
     (["--make", "x", "--from", "train/n00000000"], "two or more classes"), (["--make", "x", "--from", "train"], "has "),
-    (["--make", "tiny", "--from", "train", "--root", "."], "tiny_train.txt exists"), (["--data", "tiny"], "data: not a folder"), (["--data", "cifar10_lt", "--imbalance", 0], "--imbalance"),
+    (["--make", "tiny", "--from", "train", "--root", ".", *"--max 1 --min 1 --val 1 --test 1".split()], "File exists: './tiny_train.txt'"), (["--data", "tiny"], "data: not a folder"), (["--data", "cifar10_lt", "--imbalance", 0], "--imbalance"),
     (["--data", "tiny", "--root", "tiny_val.txt"], "tiny_val.txt: not a folder")])
 def test_data_command(root, refused, argv, named):
     assert named in refused(data.main, argv)
