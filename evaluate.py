@@ -104,9 +104,8 @@ def main(argv=None):
     model.load_state_dict(checkpoint["model"])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     predictions, features = predict(model, dataset, recipe.amp, args.workers)
-    title = "{data} {}, {arch}, {}, iteration {:,}".format(
-        args.split, checkpoint["method"], checkpoint["m"], **checkpoint["recipe"])
-    report(title, dataset, predictions, N_c)
+    report(f"{recipe.data} {args.split}, {recipe.arch}, {checkpoint['method']}, iteration "
+           f"{checkpoint['m']:,}", dataset, predictions, N_c)
     if args.export:
         np.savez(args.export, labels=dataset.labels, predictions=predictions, N_c=N_c,
                  features=torch.cat(features).float().cpu().numpy(),

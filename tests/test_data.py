@@ -22,16 +22,20 @@ def test_pareto_counts_worked_out_by_hand():
     assert counts.sum() == 16633 and counts[0] == 480 and counts[-1] == 5  # Tiny-ImageNet-LT of the README
 
 
-def test_glyphs_are_drawn_alike_from_a_seed_and_balanced_where_they_are_tested():
+@pytest.fixture(scope="module")
+def glyphs():
+    return load("glyphs_lt")
+
+
+def test_glyphs_are_drawn_alike_from_a_seed_and_balanced_where_they_are_tested(glyphs):
     labels = np.arange(62)
     images, again = (data.draw_glyphs(labels, np.random.default_rng(7)) for _ in range(2))
     assert images.shape == (62, 3, 32, 32) and images.dtype == torch.uint8 and torch.equal(images, again)
     assert len(set(data.GLYPHS)) == len(data.GLYPHS) == 62
-    sets = load("glyphs_lt")
-    assert [len(s) for s in sets.values()] == [10829, 62 * 20, 62 * 40]
-    assert set(sets["val"].N_c) == {20} and set(sets["test"].N_c) == {40}
-    assert sets["train"].N_c[0] == 1280 and sets["train"].N_c[-1] == sets["train"].N_c.min() == 5
-    assert all(image.float().std() > 10 for image in sets["test"].images[::40])  # every character shows
+    assert [len(s) for s in glyphs.values()] == [10829, 62 * 20, 62 * 40]
+    assert set(glyphs["val"].N_c) == {20} and set(glyphs["test"].N_c) == {40}
+    assert glyphs["train"].N_c[0] == 1280 and glyphs["train"].N_c[-1] == glyphs["train"].N_c.min() == 5
+    assert all(image.float().std() > 10 for image in glyphs["test"].images[::40])  # every character shows
 
 
 @pytest.fixture(scope="module")
@@ -296,11 +300,10 @@ def test_cifar_that_loses_a_class_is_refused_and_a_name_that_begins_alike_is_a_u
     assert load("cifar_mine", root, 32)["test"][0][0].shape == (3, 32, 32)
 
 
-def test_glyphs_are_the_same_when_only_the_test_split_is_drawn():
+def test_glyphs_are_the_same_when_only_the_test_split_is_drawn(glyphs):
     one = load("glyphs_lt", splits=["test"])
     assert one["train"].images is None and one["train"].N_c[0] == 1280
-    whole = load("glyphs_lt")
-    assert torch.equal(one["test"].images, whole["test"].images)
+    assert torch.equal(one["test"].images, glyphs["test"].images)
 
 
 def test_any_dataloader_takes_the_dataset(tiny_root):

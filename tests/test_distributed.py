@@ -14,13 +14,12 @@ from data import InputError
 from sampler import JointBatchSampler
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [40, 21, 12, 5]))
-FROZEN = """import sys, torch.nn.functional as F
-from torch import nn
-sys.path.insert(0, {root!r})
-nn.BatchNorm2d.forward = lambda bn, x: F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias)
-import data, train
-data.run(train.main)
-"""
+
+
+def freeze():
+    """BatchNorm kept to its running statistics, since gloo has no SyncBatchNorm."""
+    from torch import nn
+    nn.BatchNorm2d.forward = lambda bn, x: nn.functional.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias)
 
 
 def torchrun(world, folder, *argv, program=None, **kwargs):
@@ -36,20 +35,15 @@ def losses(folder):
                      for row in csv.DictReader(open(folder / "record.csv"))])
 
 
-@pytest.fixture(scope="module")
-def frozen(tmp_path_factory):
-    """train.py with BatchNorm kept to its running statistics, since gloo has no SyncBatchNorm."""
-    path = tmp_path_factory.mktemp("frozen") / "frozen.py"
-    path.write_text(FROZEN.format(root=str(ROOT)))
-    return path
-
-
-def test_many_processes_train_and_evaluate_as_one(tiny_root, tmp_path, frozen):
+def test_many_processes_train_and_evaluate_as_one(tiny_root, tmp_path):
     flags = tiny_flags(tiny_root, batch_size=24, epochs=3, lr=0.002)
-    for world in (1, 3):
-        process = torchrun(world, tmp_path, *flags, "--out", f"run{world}", program=frozen)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
+    alone = start("train", [*flags, "--out", "run1"], tmp_path, setup=freeze)
+    program = tmp_path / "frozen.py"
+    program.write_text(f"import sys\nsys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]}\n"
+                       "import data, test_distributed, train\ntest_distributed.freeze()\ndata.run(train.main)\n")
+    process = torchrun(3, tmp_path, *flags, "--out", "run3", program=program)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and finish(alone, tmp_path)[0] == 0, err
     alone, many = (torch.load(tmp_path / f"run{world}/last.pt", weights_only=True) for world in (1, 3))
     np.testing.assert_allclose(losses(tmp_path / "run3"), losses(tmp_path / "run1"), atol=1e-5, rtol=0)
     assert (tmp_path / "run1/test.csv").read_text() == (tmp_path / "run3/test.csv").read_text()  # 20 images, over 3
@@ -60,23 +54,16 @@ def test_many_processes_train_and_evaluate_as_one(tiny_root, tmp_path, frozen):
         np.testing.assert_allclose(a[column], b[column], atol=2e-4)
 
 
-def test_evaluation_of_the_checkpoint_gives_the_row_that_was_printed(tiny_root, tmp_path, script):
+def test_processes_in_one_folder_save_without_a_race_and_the_row_is_that_of_the_checkpoint(tiny_root, tmp_path, script):
     """With BatchNorm as it is: all processes predict with the statistics that are saved."""
-    process = torchrun(2, tmp_path, *tiny_flags(tiny_root, epochs=1, lr=0.1), "--out", "run")
+    process = torchrun(3, tmp_path, *tiny_flags(tiny_root, batch_size=12, epochs=1, lr=0.1, save_every=1), "--out", "run")
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and "Traceback" not in err, err
+    assert process.returncode == 0 and "Traceback" not in err and "cannot be saved" not in err, err
+    assert {f.name for f in (tmp_path / "run").iterdir()} == {"recipe.json", "record.csv", "last.pt", "test.csv", "lock"}
     code, evaluated, err = script("evaluate", "run/last.pt", "--workers", 0)
     assert code == 0 and evaluated.splitlines()[-1] == out.splitlines()[-1]
     code, evaluated, err = script("evaluate", "run/last.pt", "--split", "val", "--workers", 0)
     assert f"Overall {evaluated.split()[-1]}" in out
-
-
-def test_processes_in_one_folder_save_without_a_race(tiny_root, tmp_path):
-    process = torchrun(4, tmp_path, *tiny_flags(tiny_root, batch_size=12, epochs=1, save_every=1), "--out", "run")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and "cannot be saved" not in err, err
-    assert {f.name for f in (tmp_path / "run").iterdir()} == {
-        "recipe.json", "record.csv", "last.pt", "test.csv", "lock"}
 
 
 @pytest.mark.parametrize("mistake, line", [
