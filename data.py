@@ -340,8 +340,8 @@ def run(main):
     except (RuntimeError, MemoryError) as error:
         if not re.search(r"worker \(pid|shared memory|llocate|out of memory", str(error)):
             raise
-        message = ("out of memory; take a smaller --batch-size or --size, --workers 0 or a larger "
-                   f"--shm-size, then --resume ({str(error).strip().splitlines()[-1]})")
+        message = (f"{str(error).strip().splitlines()[-1]} (take a smaller --batch-size or --size, "
+                   "--workers 0, or a container with more --shm-size; --resume goes on)")
     sys.stdout = open(os.devnull, "w")  # what could not be written is not tried again
     sys.exit(f"{os.path.basename(sys.argv[0])}: {message}")
 
