@@ -247,6 +247,9 @@ def make(args):
     the classes or, where some are too small for that, over the order of their sizes."""
     ends = ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"
     root, lists, rng = args.root or args.source, ([], [], []), np.random.default_rng(args.seed)
+    files = [os.path.join(root, f"{args.make}_{split}.txt") for split in SPLITS]
+    for file in files:
+        require(not os.path.exists(file), f"{file} exists; take another name or remove it")
     folders = sorted(f.path for f in os.scandir(args.source) if f.is_dir() and f.name[0] != ".")
     require(len(folders) > 1, f"{args.source}: needs folders of images of two or more classes")
     images = [sorted(i for i in os.listdir(f) if i[0] != "." and i.lower().endswith(ends))
@@ -264,9 +267,8 @@ def make(args):
         path = os.path.relpath(folder, root)
         for lines, part in zip(lists, (train, val, test)):
             lines += [f"{os.path.join(path, image)} {label}\n" for image in part]
-    for split, lines in zip(SPLITS, lists):
-        file = os.path.join(root, f"{args.make}_{split}.txt")
-        with open(file, "x", encoding="utf-8", errors="surrogateescape") as out:
+    for file, lines in zip(files, lists):
+        with open(file, "w", encoding="utf-8", errors="surrogateescape") as out:
             out.writelines(lines)
         print(f"{file}: {len(lines):,} images")
 
