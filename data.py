@@ -170,8 +170,7 @@ def draw_glyphs(labels, rng, draw=True):
 def cifar_lt(name, root, imbalance, download):
     """Long-tailed CIFAR; val: up to a tenth of N_max a class of the training images left over."""
     archive = getattr(torchvision.datasets, name.removesuffix("_lt").upper())
-    hint = f"{archive.__name__} is not in {root}; data.py --data {name} --download fetches it"
-    with explain(hint, RuntimeError, OSError):
+    with explain(f"{archive.__name__} is not in {root}; data.py --download fetches it", Exception):
         train, test = (archive(root, train, download=download) for train in (True, False))
     y, C, rng = np.array(train.targets), len(train.classes), np.random.default_rng(0)
     N_max, drawn, held_out = len(y) // C, [], []
@@ -216,8 +215,7 @@ def read_list(path):
 
 # ------------------------------------------------------------------------------ python data.py
 def describe(sets, check):
-    """Print what a person looks at before a long run; check: decode every image, too. Raises
-    InputError where one does not decode, or is listed twice."""
+    """What to look at before a long run; check: decode all images, too. Raises InputError."""
     for split, dataset in sets.items():
         n = dataset.N_c
         print(f"{split:6}{len(dataset):9,} images{(n > 0).sum():7,} classes   smallest: class "

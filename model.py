@@ -30,10 +30,8 @@ def feature_extractor(arch, pretrained=False, small_stem=False):
         raise ValueError(f"unknown arch {arch!r}; there are {', '.join(ARCHS)}")
     if arch == "resnet10" and pretrained:
         raise ValueError("resnet10 has no pre-trained weights; leave them out or take another arch")
-    if arch == "resnet10":
-        resnet = ResNet(BasicBlock, [1, 1, 1, 1])
-    else:
-        resnet = get_model(arch, weights="IMAGENET1K_V1" if pretrained else None)
+    weights = "IMAGENET1K_V1" if pretrained else None
+    resnet = ResNet(BasicBlock, [1] * 4) if arch == "resnet10" else get_model(arch, weights=weights)
     if small_stem:
         resnet.conv1, resnet.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     resnet.fc = nn.Sequential(nn.Linear(resnet.fc.in_features, 512), nn.ReLU())

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 MODULES = "sampler", "model", "train", "evaluate", "data"
-LINES = 1017  # of the five modules, blank ones included: the goal is 950
+LINES = 1013  # of the five modules, blank ones included: the goal is 950
 LINK = re.compile(r"\[(\w+\.py):(\d+)\]\(\1#L\2\) \| `([^`]+)`")
 
 
