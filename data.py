@@ -338,7 +338,7 @@ def run(main):
     except (InputError, OSError) as error:  # a loading process's has a traceback before its line
         message = str(error).strip().splitlines()[-1].split("InputError: ")[-1]
     except (RuntimeError, MemoryError) as error:
-        if not re.search(r"worker \(pid|shared memory|llocate|out of memory", str(error)):
+        if not re.search(r"worker \(pid|shared memory|llocate|of memory|open files", str(error)):
             raise
         message = (f"{str(error).strip().splitlines()[-1]} (take a smaller --batch-size or --size, "
                    "--workers 0, or a container with more --shm-size; --resume goes on)")

@@ -216,7 +216,8 @@ def test_shared_memory_that_runs_out_is_one_line_with_advice(refused):
     import data
     for text in ("Caught RuntimeError in DataLoader worker process 0.\nTraceback …\nRuntimeError: unable to allocate shared "
                  "memory(shm) for file </torch_1>: No space left on device (28)",
-                 "DataLoader worker (pid(s) 12) is killed by signal: Bus error. insufficient shared memory (shm)."):
+                 "DataLoader worker (pid(s) 12) is killed by signal: Bus error. insufficient shared memory (shm).",
+                 "Too many open files. Communication with the workers is no longer possible."):
         def main(argv):
             raise RuntimeError(text)
         assert "--workers 0" in refused(main, []) and "--shm-size" in refused(main, [])
