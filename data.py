@@ -192,9 +192,9 @@ def image_lists(name, root, splits):
         require(file in found, f"unknown dataset {name!r}: no {file} in {root}; there are {known}")
         file = os.path.join(root, found[file])
         images, labels = read_list(file)
-        classes, top = classes or set(labels), max(labels)
-        none = min(set(range(len(classes) + 1)) - classes)  # the first class not to train with
-        require(top < none, f"{file}: label {top}, but class {none} has no training image")
+        classes, last = classes or set(labels), max(labels)
+        absent = min(set(range(len(classes) + 1)) - classes)  # the first that training lacks
+        require(last < absent, f"{file}: label {last}, but class {absent} has no training image")
         lost = [i for i in images if split in splits and not os.path.isfile(os.path.join(root, i))]
         require(not lost, f"{file}: {len(lost):,} listed images are no files: {lost[:1]}")
         parts.append((np.array([os.fsencode(i) for i in images]), labels))

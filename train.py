@@ -201,7 +201,7 @@ class Log:
 
     def progress(self):
         """Print the mean losses since the last time. Raises InputError where one is not finite."""
-        recent = torch.stack(self.recent).cpu()  # here the device is waited for, nowhere else
+        recent = torch.stack(self.recent).cpu()  # the loop waits for the device only here
         for m, l in enumerate(recent, self.m - len(recent) + 1):
             require(l.isfinite().all(), f"the loss is not finite at iteration {m}: {self.shown(l)}"
                     f"; {self.args.out}/last.pt is of before; try a lower --lr")
