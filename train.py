@@ -91,20 +91,20 @@ def train(args, checkpoint=None):
           + ", ".join(f"{key} {value}" for key, value in recipe(args).items()))
     iterations = algorithm_1(parallel(model, args.lambdas), optimizer, batches, args.lambdas,
                              args.rotation_augmentation, log.m, log.M, amp)
-
     save = functools.partial(save_run, args, log, model, optimizer, sets)
     def predict(split):
         return evaluate.predict(model, sets[split], args.amp, args.workers, RANK, WORLD)[0]
-    save()
+    if not args.resume:
+        save()
     on_signals(log.on_signal)
     try:
         for epoch in range(log.epoch, args.epochs):
             for m, l, Y in itertools.islice(iterations, (epoch + 1) * log.steps - log.m):
                 log.add(m, l, Y)
-                if m % (args.save_every or math.inf) == 0:
+                stop = log.must_stop()
+                if stop or m % (args.save_every or math.inf) == 0:
                     save()
-                if log.must_stop():
-                    save()
+                if stop:
                     log.leave()
             save()  # before validation, which takes long and may fail
             log.end_epoch(sets["val"].labels, predict("val"), N_c)

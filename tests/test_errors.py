@@ -175,9 +175,10 @@ def test_flag_that_contradicts_the_checkpoint_is_refused_by_name(root, refused, 
     assert f"--{flag}" in refused(train.main, ["--resume", checkpoint, f"--{flag}", value])
 
 
-def test_flags_that_agree_with_the_checkpoint_are_fine(tiny_root, checkpoint, capsys):
+def test_flags_that_agree_with_the_checkpoint_are_fine_and_a_finished_run_is_not_written_again(tiny_root, checkpoint, capsys):
+    before = checkpoint.stat().st_mtime_ns
     train.main(["--resume", str(checkpoint), "--lr", "0.02", "--Z", "2", "--root", str(tiny_root), "--workers", "0"])
-    assert "Overall" in capsys.readouterr().out
+    assert "Overall" in capsys.readouterr().out and checkpoint.stat().st_mtime_ns == before
 
 
 def test_data_that_changed_since_is_refused(root, refused, checkpoint):
