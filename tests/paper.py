@@ -177,9 +177,10 @@ def exported(args, row, scratch):
     run, file = folder(args, row, args.seeds[0]), Path(scratch, f"{row}.npz")
     subprocess.run([sys.executable, ROOT / "evaluate.py", run / "last.pt", "--export", file, *args.where],
                    check=True, stdout=subprocess.DEVNULL)
-    rows = list(csv.DictReader(open(run / "record.csv")))
-    return dict(np.load(file)) | {sampler: np.array([[float(x) for column, x in row.items() if column.startswith(f"l_{sampler}_")]
-                                                     for row in rows]) for sampler in ("CBS", "RRS")}
+    saved, record = dict(np.load(file)), np.atleast_1d(np.genfromtxt(run / "record.csv", delimiter=",", names=True))
+    for sampler in ("CBS", "RRS"):  # mean loss [epochs, C]
+        saved[sampler] = np.stack([record[f"l_{sampler}_{y}"] for y in range(len(saved["N_c"]))], 1)
+    return saved
 
 
 def figures(args, destination):
