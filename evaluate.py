@@ -1,116 +1,191 @@
 """Overall and many / medium / low-shot accuracy. Sec. 4.2; exports what Figures 3 and 4 draw.
 
-    row = shot_accuracy(labels, predictions, N_c)     # {"Many": 95.9, "Medium": ..., ...}
+row = shot_accuracy(labels, predictions, N_c)     # {"Many": 95.9, "Medium": ..., ...}
 
-    python evaluate.py runs/RUN/last.pt [--split val] [--export FILE.npz]
+python evaluate.py runs/RUN/last.pt [--split val] [--export FILE.npz]
 """
-import argparse, os
+
+import argparse
+import csv
+import io
+import os
+import sys
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from data import SPLITS, WORKERS, Parser, explain, load, loader, number, require, run, shots
+from data import CORES, SPLITS, InputError, load, loader
 from model import Model, has_bf16
 
-LAYOUT = "to-balance-or-not-to-balance 2"  # of a checkpoint
+LAYOUT = "to-balance-or-not-to-balance 3"  # of a checkpoint
+
+
+def shots(N_c):
+    """Sec. 4.2: {"Many", "Medium", "Low": bool [C]} by training images per class, int [C]."""
+    N_c = np.asarray(N_c)
+    return {"Many": N_c >= 100, "Medium": (N_c > 20) & (N_c < 100), "Low": N_c <= 20}
+
 
 def class_accuracy(labels, predictions, C):
-    """Share of right predictions, both int [N], per class: [C], NaN for a class without images."""
-    right, total = (np.bincount(y, minlength=C) for y in (labels[labels == predictions], labels))
-    return np.divide(right, total, out=np.full(C, np.nan), where=total > 0)
+    """Percent of right predictions, both int [N], per class: [C]; NaN where there are no images."""
+    total = np.bincount(labels, minlength=C)
+    right = np.bincount(labels[labels == predictions], minlength=C)
+    return 100 * np.divide(right, total, out=np.full(C, np.nan), where=total > 0)
+
 
 def shot_accuracy(labels, predictions, N_c):
     """Sec. 4.2, in percent: {"Many", "Medium", "Low": mean over the shot's classes of the accuracy
     per class, "Overall": over all images}; NaN for a shot without images. N_c: int [C]."""
-    accuracy, row = class_accuracy(labels, predictions, len(N_c)), {}
+    accuracy = class_accuracy(labels, predictions, len(N_c))
+    row = {}
     for shot, mask in shots(N_c).items():
         mask = mask & ~np.isnan(accuracy)
-        row[shot] = 100 * accuracy[mask].mean() if mask.any() else np.nan
-    return row | {"Overall": 100 * (labels == predictions).sum() / len(labels)}
+        row[shot] = float(accuracy[mask].mean()) if mask.any() else float("nan")
+    row["Overall"] = 100 * float((labels == predictions).mean())
+    return row
 
-def report(title, dataset, predictions, N_c, out=None):
-    """Print the paper's columns, in percent; out: a folder, for them and each class in test.csv."""
-    labels, row = dataset.labels, shot_accuracy(dataset.labels, predictions, N_c)
-    if out:
-        classes = class_accuracy(labels, predictions, len(N_c))
-        lines = ["class,N_c,accuracy"] + [f"{shot},,{a}" for shot, a in row.items()]
-        lines += [f"{y},{n},{100 * a}" for y, (n, a) in enumerate(zip(N_c, classes))]
-        write(f"{out}/test.csv", ("\n".join(lines) + "\n").encode())
-    values = " ".join(f"{accuracy:7.1f}" for accuracy in row.values()).replace("nan", "  –")
-    print(title, " ".join(f"{shot:>7}" for shot in row), values, sep="\n")
-    if np.ptp(np.bincount(labels)):
-        print("(this split is not balanced: Overall is over images, the shots over classes)")
-
-def write(path, content):
-    """Save bytes completely or not at all. Raises InputError."""
-    with explain(f"{path}: cannot be saved; what was saved before is untouched", OSError):
-        with open(f"{path}.tmp", "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{path}.tmp", path)
 
 @torch.inference_mode()
-def predict(model, dataset, amp, workers=0, rank=0, world=1):
+def predict(model, dataset, workers=0, rank=0, world=1):
     """Predictions for a split, int [N], and features, a list of [B, 512]. Many processes share the
-    work and the first one's batch statistics; each gets all predictions, but its own features."""
+    work and the first one's batch statistics; each gets all predictions, but its own features.
+    Raises InputError where a logit is not finite."""
     model.eval()
-    device, features = model.classifier.weight.device, []
-    for buffer in model.buffers() if world > 1 else ():
-        dist.broadcast(buffer, 0)
+    device = model.h.weight.device
+    if world > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+    mine = range(rank, len(dataset), world)
     predictions = torch.zeros(len(dataset), dtype=torch.long, device=device)
-    share = range(rank, len(dataset), world)
-    batches = [share[i:i + 256] for i in range(0, len(share), 256)]
-    for i, (images, _) in zip(batches, loader(dataset, batches, workers, device.type == "cuda")):
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp and has_bf16(device)):
-            features.append(model.phi(images.to(device, non_blocking=True)))
-            predictions[i.start:i.stop:world] = model.classifier(features[-1]).argmax(1)
+    finite = torch.ones((), dtype=torch.bool, device=device)
+    features = []
+    predicted = []
+    for images, _ in loader(dataset, workers, sampler=mine, batch_size=256):
+        features.append(model.phi(images.to(device, non_blocking=True)))
+        logits = model.h(features[-1])
+        predicted.append(logits.argmax(1))
+        finite &= logits.isfinite().all()
+    if not finite:
+        raise InputError(
+            "the model's logits are not finite: it was trained too fast, or is damaged"
+        )
+    if predicted:
+        predictions[rank::world] = torch.cat(predicted)
     if world > 1:
         dist.all_reduce(predictions)
     model.train()
     return predictions.cpu().numpy(), features
 
+
+def report(split, dataset, predictions, N_c):
+    """Print the paper's columns, in percent, and what to know of the split."""
+    titles = "Many (>=100 images)", "Medium (21-99)", "Low (<=20)", "Overall"
+    row = shot_accuracy(dataset.labels, predictions, N_c)
+    print("  ".join([f"{split} accuracy (%)", *titles]))
+    cells = ["-" if np.isnan(x) else f"{x:.1f}" for x in row.values()]
+    indent = " " * len(f"{split} accuracy (%)")
+    print("  ".join([indent, *(f"{x:>{len(t)}}" for x, t in zip(cells, titles, strict=True))]))
+    if np.ptp(np.bincount(dataset.labels)):
+        print("(this split is not balanced: Overall is over images, the shots over classes)")
+    if dataset.overlap:
+        print(f"warning: {dataset.overlap:,} of these {len(dataset):,} images are training images")
+
+
+def table(labels, predictions, N_c):
+    """test.csv: the shots, then each class, as bytes."""
+    rows = [[shot, "", a] for shot, a in shot_accuracy(labels, predictions, N_c).items()]
+    classes = class_accuracy(labels, predictions, len(N_c)).tolist()
+    rows += [[y, n, a] for y, (n, a) in enumerate(zip(N_c, classes, strict=True))]
+    return csv_bytes(["class", "N_c", "accuracy"], rows)
+
+
+def csv_bytes(header, rows):
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue().encode()
+
+
 def load_checkpoint(path):
     """A checkpoint of train.py, on the CPU; data only, no code runs. Raises InputError."""
-    with explain(f"{path}: not a checkpoint of this project, or damaged", Exception):
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file")
+    try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        layout = dict(checkpoint)["layout"]
-    require(layout == LAYOUT, f"{path}: layout {layout!r}; only the version that wrote it reads it")
+        layout = checkpoint["layout"]
+    except Exception as error:
+        raise InputError(f"{path}: not a checkpoint ({type(error).__name__}), or damaged") from None
+    if layout != LAYOUT:
+        raise InputError(f"{path}: layout {layout!r}; only the version that wrote it reads it")
     return checkpoint
 
-def load_data(args, checkpoint=None, splits=SPLITS):
-    """The splits that settings name. Raises InputError where they are not the checkpoint's."""
-    sets = load(args.data, args.root, args.size, args.imbalance, splits=splits)
-    for split in ["train", *splits]:
-        require(not checkpoint or sets[split].fingerprint == checkpoint["lists"][split],
-                f"{args.data} in {args.root}: its {split} list is not the one trained with")
-    return sets
+
+def load_model(checkpoint, device):
+    """The model of a checkpoint, to predict with."""
+    settings = checkpoint["settings"]
+    amp = settings["precision"] == "bfloat16" and has_bf16(device)
+    small_stem = settings["small_stem"]
+    model = Model(settings["arch"], len(checkpoint["N_c"]), small_stem=small_stem, amp=amp)
+    if not settings["lambdas"][0]:
+        model.h = model.h_a  # RRS-Only has one classifier
+    model.load_state_dict(checkpoint["model"])
+    return model.to(device)
+
 
 def main(argv=None):
-    parser = Parser("Accuracy of a trained model, rebuilt from its checkpoint.")
+    parser = argparse.ArgumentParser(
+        description="Accuracy of a trained model, by its checkpoint.",
+        epilog="""examples:
+  python evaluate.py runs/RUN/last.pt --split val
+  python evaluate.py runs/RUN/last.pt --export figures.npz""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
-    add("checkpoint", help="runs/.../last.pt")
-    add("--split", choices=SPLITS, default="test", help="split to evaluate")
-    add("--export", metavar="FILE.npz", help="save what the figures need")
-    add("--root", metavar="DIR", help="where the data is now; None: where it was in training")
-    add("--workers", type=number(int, 0), default=WORKERS, help="loading processes")
+    add("checkpoint", help="last.pt of a run")
+    add("--split", choices=SPLITS, default="test", help="split to evaluate (default: test)")
+    add("--export", metavar="FILE.npz", help="save predictions, features and weight norms")
+    add("--root", metavar="DIR", help="dataset folder, where it moved since training")
+    add("--workers", type=int, default=min(16, CORES), help="loading processes (default: cores)")
     args = parser.parse_args(argv)
+    if args.workers < 0:
+        parser.error("--workers must be 0 or more")
     checkpoint = load_checkpoint(args.checkpoint)
-    recipe, N_c = argparse.Namespace(**checkpoint["recipe"]), checkpoint["N_c"]
-    recipe.root = args.root or recipe.root
-    dataset = load_data(recipe, checkpoint, [args.split])[args.split]
-    model = Model(recipe.arch, len(N_c), False, recipe.small_stem, checkpoint["predict_with"])
-    model.load_state_dict(checkpoint["model"])
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    predictions, features = predict(model, dataset, recipe.amp, args.workers)
-    report(f"{recipe.data} {args.split}, {recipe.arch}, {checkpoint['method']}, iteration "
-           f"{checkpoint['m']:,}", dataset, predictions, N_c)
+    try:
+        settings = checkpoint["settings"]
+        N_c = checkpoint["N_c"]
+        lists = checkpoint["lists"]
+        model = load_model(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        where = settings["data"], args.root or checkpoint["root"]
+        how = settings["size"], settings["imbalance"]
+        title = f"{checkpoint['method']} on {where[0]}, {settings['arch']}"
+        title += f", epoch {checkpoint['epoch']} of {settings['epochs']}"
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        raise InputError(f"{args.checkpoint}: not a checkpoint, or damaged") from None
+    sets = load(*where, *how, splits=[args.split])
+    if sets["train"].fingerprint != lists["train"]:
+        raise InputError(f"{where[0]} in {where[1]}: its train list is not the one trained with")
+    dataset = sets[args.split]
+    print(title)
+    if dataset.fingerprint != lists[args.split]:
+        print(f"the {args.split} list in {where[1]} is not the one that training used")
+    predictions, features = predict(model, dataset, args.workers)
+    report(args.split, dataset, predictions, N_c)
     if args.export:
-        np.savez(args.export, labels=dataset.labels, predictions=predictions, N_c=N_c,
-                 features=torch.cat(features).float().cpu().numpy(),
-                 class_accuracy=100 * class_accuracy(dataset.labels, predictions, len(N_c)),
-                 weight_norms=model.classifier.weight.detach().norm(dim=1).cpu().numpy())
+        np.savez(
+            args.export,
+            labels=dataset.labels,
+            predictions=predictions,
+            N_c=N_c,
+            features=torch.cat(features).cpu().numpy(),
+            class_accuracy=class_accuracy(dataset.labels, predictions, len(N_c)),  # Fig. 3
+            weight_norms=model.h.weight.detach().norm(dim=1).cpu().numpy(),  # Fig. 4
+        )
+
 
 if __name__ == "__main__":
-    run(main)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("evaluate.py: interrupted")
+    except (InputError, OSError) as error:
+        sys.exit(f"evaluate.py: {error}")

@@ -1,11 +1,21 @@
 """Training: Algorithm 1 and Eq. 2. Secs. 3.4 and 4.4.
 
-    python train.py                                                    # glyphs_lt: minutes on a CPU
-    python train.py --data imagenet_lt --arch resnet10 --root DIR      # Table 1, on one GPU
-    torchrun --nproc_per_node=8 train.py --data imagenet_lt --root DIR # ... on 8 (add --nnodes ...)
-    python train.py --resume runs/RUN/last.pt                          # go on where a run stopped
+    python train.py                                                     # minutes on a CPU
+    python train.py --data imagenet_lt --arch resnet10 --root DIR       # Table 1, on one GPU
+    torchrun --nproc_per_node=8 train.py --data imagenet_lt --root DIR  # ... on 8
+
+Each run writes to a folder below runs/. The same command with --resume goes on after the last
+whole epoch.
 """
-import argparse, contextlib, fcntl, functools, io, itertools, json, math, os, signal, sys, time
+
+import argparse
+import glob
+import io
+import math
+import os
+import shlex
+import sys
+import time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads leave the cores to others
 
@@ -14,384 +24,616 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
-import evaluate
-from data import SIGNALS, WORKERS, InputError, Parser, explain, loader, number, require, run
+from data import CORES, InputError, load, loader, same_list
+from evaluate import LAYOUT, csv_bytes, load_checkpoint, predict, report, shot_accuracy, table
 from model import ARCHS, Model, has_bf16
-from sampler import JointBatchSampler
+from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSampler
 
-WORLD, RANK, LOCAL = (int(os.environ.get(name, default)) for name, default in  # torchrun's
-                      (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
-TASKS, KEPT = ("l_CBS", "l_RRS", "l_SS"), ("m", "epoch", "sums", "record")
-DEVICE = torch.device(f"cuda:{LOCAL}" if torch.cuda.is_available() else "cpu")
 
 # ------------------------------------------------------------------------------ Algorithm 1
+def train(args, device, rank=0, world=1):
+    """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`."""
+    sets, batches, checkpoint = start(args, device, rank, world)
+    record = checkpoint["record"] if checkpoint else []
+    if len(record) == args.epochs and os.path.exists(f"{args.out}/test.csv"):
+        return print("already finished; --out DIR starts a new run") if rank == 0 else None
+    N_c = sets["train"].N_c
+    M = args.epochs * len(batches)
+    model, optimizer, schedule = build(args, len(N_c), M, device, checkpoint)
+    phi, h, h_a, h_s = parallel(model, world)
+    lambda_1, lambda_2, lambda_3 = args.lambdas
+    # Images of B_CBS, B_RRS and B_theta in this process. Where a lambda is 0 its batch is empty.
+    S_CBS = args.batch_size // world if lambda_1 else 0
+    S_RRS = args.batch_size // world if lambda_2 else 0
+    S_theta = S_CBS + S_RRS if lambda_3 or args.rotation_augmentation else 0
+    progress = Progress(args, len(batches), (S_CBS + S_RRS) * world, len(record), rank)
+
+    for epoch in range(len(record), args.epochs):
+        torch.manual_seed(seed_of(args.seed, epoch, rank))  # of augmentation and theta
+        batches.batch_sampler.set_epoch(epoch)
+        losses = Losses(len(N_c), device)
+        for m, (B, Y) in enumerate(batches, epoch * len(batches) + 1):  # line 1; 2-8: sampler.py
+            B = B.to(device, non_blocking=True)
+            Y = Y.to(device, non_blocking=True)
+            B_CBS, B_RRS = B.split([S_CBS, S_RRS])
+            Y_CBS, Y_RRS = Y.split([S_CBS, S_RRS])
+            theta = torch.randint(4, (S_theta,), device=device)
+            B_theta = rotate(B[:S_theta], theta)  # line 9
+            if args.rotation_augmentation:  # Table 5: B_theta joins the class losses instead
+                B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
+                B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
+                B_theta, theta = B_theta[:0], theta[:0]
+
+            features = phi(torch.cat([B_CBS, B_RRS, B_theta]))  # one pass over all images
+            f_CBS, f_RRS, f_theta = features.split([len(B_CBS), len(B_RRS), len(B_theta)])
+            l_CBS, each_CBS = cross_entropy(h(f_CBS), Y_CBS)  # line 10
+            l_RRS, each_RRS = cross_entropy(h_a(f_RRS), Y_RRS)  # line 10
+            l_SS, _ = cross_entropy(h_s(f_theta), theta)  # line 11
+            L_Final = lambda_1 * l_CBS + lambda_2 * l_RRS + lambda_3 * l_SS  # line 11, Eq. 2
+
+            optimizer.zero_grad()
+            L_Final.backward()
+            optimizer.step()  # line 12
+            schedule.step()  # the cosine of Sec. 4.4
+            losses.add((l_CBS, l_RRS, l_SS), (each_CBS, Y_CBS), (each_RRS, Y_RRS))
+            progress.line(epoch, m, losses)  # line 13
+
+        l, by_class = together(losses.means, epoch)
+        predictions, _ = predict(model, sets["val"], args.workers, rank, world)
+        accuracy = shot_accuracy(sets["val"].labels, predictions, N_c)
+        record.append(record_row(args, epoch, m, l, accuracy, by_class))
+        if rank == 0:
+            save(args, world, sets, record, model, optimizer, schedule)
+        progress.row(epoch, l, accuracy)
+
+    predictions, _ = predict(model, sets["test"], args.workers, rank, world)
+    if rank == 0:
+        report("test", sets["test"], predictions, N_c)
+        write(f"{args.out}/test.csv", table(sets["test"].labels, predictions, N_c.tolist()))
+        print(f"finished in {clock(progress.seconds)}; saved last.pt, test.csv, record.csv")
+
+
 def rotate(B, theta):
-    """Line 9: image i of B [B, 3, H, H] turned counter-clockwise by theta[i], 0..3, quarters."""
+    """Line 9, Sec. 3.3: image i of B [n, 3, H, H] turned left by theta[i] quarters, 0..3."""
     turned = torch.stack([B.rot90(quarter, (2, 3)) for quarter in range(4)])
     return turned[theta, torch.arange(len(B), device=B.device)]
 
-def losses(phi, h, h_a, h_s, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, lambdas):
-    """Lines 9-11 and Eq. 2: L_Final, and per image l_CBS [S], l_RRS [S], l_SS [2S], for Fig. 2: the
-    paper's are their means. B_*: images [S, 3, H, H]; Y_*: int [S]; theta: int [2S], 0..3. A branch
-    whose lambda is 0 is left out; its batch may be empty."""
-    lambda_1, lambda_2, lambda_3 = lambdas
-    B = torch.cat([B_CBS, B_RRS])
-    B_theta = rotate(B, theta) if lambda_3 else B[:0]                                 # line 9
-    features = phi(torch.cat([B, B_theta]))
-    f_CBS, f_RRS, f_theta = features.split([len(B_CBS), len(B_RRS), len(B_theta)])
-    l_CBS = l_RRS = l_SS = torch.zeros(1, device=B.device)
-    if lambda_1:
-        l_CBS = F.cross_entropy(h(f_CBS), Y_CBS, reduction="none")                    # line 10
-    if lambda_2:
-        l_RRS = F.cross_entropy(h_a(f_RRS), Y_RRS, reduction="none")                  # line 10
-    if lambda_3:
-        l_SS = F.cross_entropy(h_s(f_theta), theta, reduction="none")                 # line 11
-    L_Final = lambda_1 * l_CBS.mean() + lambda_2 * l_RRS.mean() + lambda_3 * l_SS.mean()  # line 11
-    return L_Final, l_CBS, l_RRS, l_SS
 
-def cosine(m, M):
-    """Sec. 4.4: the share of the learning rate in force at iteration m, from 1 towards 0 at M."""
-    return (1 + math.cos(math.pi * (m - 1) / M)) / 2
+def cross_entropy(logits, Y):
+    """The loss l of Sec. 3.4: its mean over the batch, 0 for an empty one, and each image's [n]."""
+    each = F.cross_entropy(logits, Y, reduction="none")
+    return each.sum() / max(len(Y), 1), each.detach()
 
-def algorithm_1(modules, optimizer, batches, lambdas, rotation_augmentation, start, M, amp):
-    """Lines 1-13 for m = start + 1 to M; after each, yields m, the losses (l_CBS, l_RRS, l_SS) of
-    each image, and their classes (Y_CBS, Y_RRS, both). modules: phi, h, h_a, h_s. batches: images
-    [B_CBS; B_RRS], labels and theta; lines 2-8 run in sampler.py, perhaps ahead in a loading
-    process, in step with line 1."""
-    cbs, rrs = lambdas[0] > 0, lambdas[1] > 0
-    for m, batch in enumerate(batches, start + 1):                                    # line 1
-        B, Y, theta = (x.to(DEVICE, non_blocking=True) for x in batch)                # lines 2-8
-        S = len(B) // (cbs + rrs)
-        (B_CBS, B_RRS), (Y_CBS, Y_RRS) = B.split([S * cbs, S * rrs]), Y.split([S * cbs, S * rrs])
-        if rotation_augmentation:  # Table 5: the rotated twins join the class losses
-            twins_CBS, twins_RRS = rotate(B, theta).split([S * cbs, S * rrs])
-            B_CBS, Y_CBS = torch.cat([B_CBS, twins_CBS]), Y_CBS.repeat(2)
-            B_RRS, Y_RRS = torch.cat([B_RRS, twins_RRS]), Y_RRS.repeat(2)
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=amp):
-            L_Final, *l = losses(*modules, B_CBS, Y_CBS, B_RRS, Y_RRS, theta, lambdas)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * cosine(m, M)
-        optimizer.zero_grad()
-        L_Final.backward()
-        optimizer.step()                                                              # line 12
-        yield m, [x.detach() for x in l], (Y_CBS, Y_RRS, Y)                           # line 13
 
-# ------------------------------------------------------------------------------ a run
-def train(args, checkpoint=None):
-    """A run's whole life, from its start or a checkpoint, alone or as one of many processes."""
-    sets = evaluate.load_data(args, checkpoint)
-    N_c, amp = sets["train"].N_c, args.amp and has_bf16(DEVICE)
-    model, optimizer = build(args, len(N_c), checkpoint)
-    log = Log(args, len(sets["train"]), len(N_c), checkpoint)
-    batches = training_batches(args, sets["train"], log.m, log.M)
-    lock = claim(args, log.m) if RANK == 0 else None  # noqa: F841, held while this function runs
-    print(f"{method(args)} on {args.data}: {len(sets['train']):,} images of {len(N_c)} classes, "
-          f"{WORLD} x {DEVICE.type}, {'bfloat16' if amp else 'float32'}, to {args.out}\n"
-          + ", ".join(f"{key} {value}" for key, value in recipe(args).items()))
-    iterations = algorithm_1(parallel(model, args.lambdas), optimizer, batches, args.lambdas,
-                             args.rotation_augmentation, log.m, log.M, amp)
-    save = functools.partial(save_run, args, log, model, optimizer, sets)
-    def predict(split):
-        return evaluate.predict(model, sets[split], args.amp, args.workers, RANK, WORLD)[0]
-    if not args.resume:
-        save()
-    on_signals(log.on_signal)
-    try:
-        for epoch in range(log.epoch, args.epochs):
-            for m, l, Y in itertools.islice(iterations, (epoch + 1) * log.steps - log.m):
-                log.add(m, l, Y)
-                stop = log.must_stop()
-                if stop or m % (args.save_every or math.inf) == 0:
-                    save()
-                if stop:
-                    log.leave()
-            save()  # before validation, which takes long and may fail
-            log.end_epoch(sets["val"].labels, predict("val"), N_c)
-            save()
-    except Exception:  # a missing image, a closed pipe: keep what was trained, if it is finite
-        if WORLD == 1:
-            save()
-        raise
-    finally:
-        batches.close()
-    on_signals(signal.SIG_DFL)  # all is saved
-    evaluate.report("test accuracy, in percent", sets["test"], predict("test"), N_c,
-                    args.out if RANK == 0 else None)
+# ------------------------------------------------------------------------------ before the loop
+def start(args, device, rank, world):
+    """The data, the batches, and the checkpoint to go on from, None for a new run. Names the run,
+    makes its folder and prints the settings. Raises InputError."""
+    first = together(lambda: load_data(args) if rank == 0 else None)  # CIFAR is downloaded once
+    sets = together(lambda: first or load_data(args))
+    checkpoint = together(find_checkpoint, args, sets, world)
+    batches = together(training_batches, args, sets["train"], rank, world)
+    epoch = {"epoch": checkpoint["epoch"] if checkpoint else 0}
+    together(compare, gather(settings(args, world) | fingerprints(sets) | epoch))
+    together(lambda: make_folder(args) if rank == 0 else None)
+    if rank == 0:
+        print_settings(args, sets, len(batches), checkpoint, f"{world} x {device.type}")
+    return sets, batches, checkpoint
 
-def build(args, C, checkpoint=None):
-    """Model and SGD: new, with phi from --init (Table 3), or taken out of a checkpoint."""
-    torch.manual_seed(args.seed)
-    weights, predict_with = args.pretrained and not checkpoint, "h" if args.lambdas[0] else "h_a"
-    with explain(f"--arch {args.arch} --pretrained", ValueError, OSError):  # none, or no network
-        model = Model(args.arch, C, weights, args.small_stem, predict_with)
-    if checkpoint:
-        model.load_state_dict(checkpoint.pop("model"))
-    elif args.init:
-        source = evaluate.load_checkpoint(args.init)["model"]
-        with explain(f"--init {args.init}: its --arch or --small-stem is another", RuntimeError):
-            phi = {k[4:]: v for k, v in source.items() if k.startswith("phi.")}
-            model.phi.load_state_dict(phi)
-    model.to(DEVICE)
-    if DEVICE.type == "cuda" and WORLD > 1:
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if args.compile:
-        model.phi.compile()
-    new, old = [], []
-    for name, p in model.named_parameters():
-        is_old = args.pretrained and name.startswith("phi.") and ".fc." not in name
-        (old if is_old else new).append(p)
-    groups = [dict(params=new, base_lr=args.lr), dict(params=old, base_lr=args.lr_pretrained)]
-    optimizer = torch.optim.SGD(groups, args.lr, args.momentum, 0, args.weight_decay, fused=True)
-    if checkpoint:
-        optimizer.load_state_dict(checkpoint.pop("optimizer"))
-    return model, optimizer
 
-def training_batches(args, dataset, start, M):
-    """Lines 2-8: iterator over the batches of algorithm_1. Every process draws the same global
-    [B_CBS; B_RRS] and takes its slice of either; an image's seed is a function of (--seed, m)."""
-    S, cbs, rrs = args.batch_size, args.lambdas[0] > 0, args.lambdas[1] > 0
-    with explain(f"--batch-size {S} --Z {args.Z}", ValueError):
-        sampler = JointBatchSampler(dataset.labels, S, args.Z, M, args.seed, start, cbs, rrs)
-    require(S % WORLD == 0, f"--batch-size {S}: {WORLD} processes need a multiple of {WORLD}")
-    def items():
-        for m, batch in enumerate(sampler, start + 1):
-            seeds = np.random.default_rng([args.seed, 2, m]).integers(2 ** 32, size=len(batch))
-            pairs = np.stack([batch, seeds], 1).reshape(-1, WORLD, S // WORLD, 2)[:, RANK]
-            yield [tuple(pair) for pair in pairs.reshape(-1, 2).tolist()]
-    return loader(dataset, items(), args.workers, DEVICE.type == "cuda")
+def load_data(args):
+    return load(args.data, args.root, args.size, args.imbalance)
 
-def parallel(model, lambdas):
-    """phi, h, h_a, h_s; those in use with their gradients averaged over many processes."""
-    return [DistributedDataParallel(module) if used and WORLD > 1 else module
-            for module, used in zip(model.children(), (1, *lambdas))]
 
-def all_reduce(x):
-    """The sum of a tensor over all processes, on the CPU."""
-    x = x.clone()
-    if WORLD > 1:
-        dist.all_reduce(x)
-    return x.cpu()
-
-# ------------------------------------------------------------------------------ log and checkpoint
-class Log:
-    """What a run accumulates: iteration m of M; sums [3, 2, C], losses and images of the epoch by
-    task and class; recent, losses not yet printed; record, a CSV file as text; saved, the m on
-    the disk; stop, a signal's number."""
-    def __init__(self, args, N, C, checkpoint):
-        self.args, self.steps = args, N // args.batch_size
-        self.M = args.epochs * self.steps
-        self.tasks = {task: i for i, task in enumerate(TASKS) if args.lambdas[i]}
-        kept = checkpoint or dict(m=0, epoch=0, sums=torch.zeros(3, 2, C), record="")
-        self.m, self.epoch, self.sums, self.record = (kept[key] for key in KEPT)
-        self.sums = self.sums.to(DEVICE) * (RANK == 0)  # saved as totals over the processes
-        self.saved, self.stop, self.recent = self.m, None, []
-        self.last_print, self.images_per_second = 0, math.nan
-        self.epoch_start = time.perf_counter(), self.m
-        self.clear = "\r\033[K" if sys.stdout.isatty() else ""  # a terminal's line is rewritten
-
-    def add(self, m, l, Y):
-        """An iteration's losses and the classes of their images; prints a line now and then."""
-        self.m = m
-        for i in self.tasks.values():
-            self.sums[i].index_add_(1, Y[i], torch.stack([l[i], torch.ones_like(l[i])]))
-        self.recent.append(torch.stack([l[i].mean() for i in self.tasks.values()]))
-        if time.perf_counter() - self.last_print > (1 if self.clear else 30):
-            self.progress()
-
-    def progress(self):
-        """Print the mean losses since the last time. Raises InputError where one is not finite."""
-        recent = torch.stack(self.recent).cpu()  # the loop waits for the device only here
-        for m, l in enumerate(recent, self.m - len(recent) + 1):
-            require(l.isfinite().all(), f"the loss is not finite at iteration {m}: {self.shown(l)}"
-                    f"; {self.args.out}/last.pt is of before; try a lower --lr")
-        self.recent, self.last_print = [], time.perf_counter()
-        start, done = self.epoch_start
-        per_second = (self.m - done) / (self.last_print - start)
-        batches = sum(weight > 0 for weight in self.args.lambdas[:2])
-        self.images_per_second = per_second * batches * self.args.batch_size
-        print(f"{self.clear}m {self.m}/{self.M}  {self.shown(recent.mean(0))}  "
-              f"{self.images_per_second:,.0f} images/s  {(self.M - self.m) / per_second / 60:.0f} "
-              "min left", end="" if self.clear else "\n", flush=True)
-
-    def shown(self, l):
-        return " ".join(f"{task} {x:.3f}" for task, x in zip(self.tasks, l.tolist()))
-
-    def end_epoch(self, labels, predictions, N_c):
-        """A line, and a row of record.csv, with the losses per class for Fig. 2; empties sums."""
-        self.epoch += 1
-        accuracy, sums = evaluate.shot_accuracy(labels, predictions, N_c), all_reduce(self.sums)
-        l = {task: (sums[i, 0].sum() / sums[i, 1].sum()).item() for task, i in self.tasks.items()}
-        row = dict(epoch=self.epoch, iteration=self.m, lr=self.args.lr * cosine(self.m, self.M),
-                   images_per_second=self.images_per_second, **l)
-        row["L_Final"] = sum(self.args.lambdas[i] * l[task] for task, i in self.tasks.items())
-        row |= {f"val_{shot}": a for shot, a in accuracy.items()}
-        for task, (losses, images) in zip(TASKS[:2], sums):
-            row |= {f"{task}_{y}": f"{x:.4f}" for y, x in enumerate(losses / images)}
-        self.record = self.record or ",".join(row) + "\n"
-        self.record += ",".join(map(str, row.values())) + "\n"
-        self.sums.zero_()
-        self.epoch_start = time.perf_counter(), self.m
-        shown = "  ".join(f"{shot} {a:.1f}" for shot, a in accuracy.items()).replace("nan", "–")
-        print(f"{self.clear}epoch {self.epoch}/{self.args.epochs}  val  {shown}")
-
-    def on_signal(self, signum, frame):
-        """The first signal asks for a stop, at once where all is saved; a second one kills."""
-        self.stop = signum
-        on_signals(signal.SIG_DFL)
-        if self.saved == self.m and WORLD == 1:
-            self.leave()
-
-    def must_stop(self):
-        """Whether a signal came; many processes agree on it every ten iterations."""
-        if WORLD == 1:
-            return self.stop
-        return self.m % 10 == 0 and all_reduce(torch.tensor(self.stop or 0, device=DEVICE)) > 0
-
-    def leave(self):
-        if RANK == 0:
-            print(f"{self.clear}stopped at iteration {self.m}/{self.M}; go on with --resume "
-                  f"'{self.args.out}/last.pt'", file=sys.stderr)
-        sys.exit(128 + (self.stop or signal.SIGTERM))
-
-def on_signals(action):
-    for n in SIGNALS:
-        if signal.getsignal(n) != signal.SIG_IGN:  # nohup's stays ignored
-            signal.signal(n, action)
-
-def claim(args, m):
-    """Make the run's folder and lock it while the returned file is referenced. Raises InputError
-    where another process has it, or it holds a run that is further on than m."""
-    with explain(f"--out {args.out}: not a folder to write in", OSError):
-        os.makedirs(args.out, exist_ok=True)
-        lock = open(f"{args.out}/lock", "w")
-    occupied = explain(f"--out {args.out}: another process trains in it", BlockingIOError)
-    with contextlib.suppress(OSError), occupied:  # other errors: a file system without locks
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # loading processes do not inherit it
+def find_checkpoint(args, sets, world):
+    """What --resume goes on from, or None. Sets args.method, the paper's name, and args.out."""
+    known = args.resume and args.out and os.path.exists(f"{args.out}/last.pt")
+    if not known:
+        args.method = method(args, load_source(args) if args.init else None)
+    if not args.out:
+        lambdas = "_".join(f"{x:g}" for x in args.lambdas)
+        name = args.method.replace(" ", "-")
+        args.out = f"runs/{args.data}-{args.arch}-{name}-{lambdas}-seed{args.seed}"
     last = f"{args.out}/last.pt"
-    if os.path.exists(last) and (not args.resume or evaluate.load_checkpoint(last)["m"] > m):
-        raise InputError(f"{args.out} holds a run further on: --resume '{last}', or another --out")
-    return lock
+    if not args.resume or not os.path.exists(last):
+        return None
 
-def save_run(args, log, model, optimizer, sets):
-    """The settings, the records and the checkpoint; one process writes for all."""
-    if log.recent:
-        log.progress()
-    state = {key: getattr(log, key) for key in KEPT} | dict(
-        sums=all_reduce(log.sums), layout=evaluate.LAYOUT, method=method(args), recipe=recipe(args),
-        lists={split: dataset.fingerprint for split, dataset in sets.items()},
-        N_c=sets["train"].N_c.tolist(), predict_with=model.predict_with, model=model.state_dict(),
-        optimizer=optimizer.state_dict())
-    if RANK == 0:
-        file = io.BytesIO()
-        torch.save(state, file)
-        evaluate.write(f"{args.out}/recipe.json", json.dumps(recipe(args), indent=1).encode())
-        evaluate.write(f"{args.out}/record.csv", log.record.encode())
-        evaluate.write(f"{args.out}/last.pt", file.getbuffer())
-    log.saved = log.m
+    checkpoint = load_checkpoint(last)
+    args.method = checkpoint["method"]
+    theirs = checkpoint["settings"] | checkpoint["lists"]
+    for key, value in (settings(args, world) | fingerprints(sets)).items():
+        if value != theirs.get(key):
+            name = f"--{key.replace('_', '-')}" if key in vars(args) else key
+            raise InputError(
+                f"{name} {value} differs from the checkpoint ({theirs.get(key)}); "
+                f"--out DIR starts another run than {args.out}"
+            )
+    return checkpoint
 
-# ------------------------------------------------------------------------------ command line
-# Sec. 4.4 and, where it is silent, reference [19]: what differs from the defaults of the flags.
-RECIPES = {
-    "glyphs_lt": dict(epochs=5, lr=0.03, size=32),
-    "imagenet_lt": dict(epochs=90, lr=0.1),
-    "places_lt resnet152": dict(epochs=30, pretrained=True),
-    "cifar10_lt": dict(epochs=20, size=32),  # for a CPU
-    "cifar100_lt": dict(epochs=200, size=32, small_stem=True),
-    "tinyimagenet_lt": dict(epochs=90, size=64),
-}
 
-def flags():
-    """The command line, with the defaults for what no recipe says."""
-    parser = Parser("Train by Algorithm 1. A dataset's recipe may change the defaults.")
-    add, switch = parser.add_argument, argparse.BooleanOptionalAction
-    whole, real, path = number(int, 1), number(float, 0), os.path.abspath
-    add("--data", default="glyphs_lt", type=str.lower, metavar="NAME", help="dataset, see data.py")
-    add("--root", default="data", type=path, metavar="DIR", help="of the lists and images")
-    add("--arch", default="resnet10", choices=ARCHS, help="feature extractor phi")
-    add("--lambdas", default=[0.5, 1.0, 1.0], nargs=3, type=real, help="of l_CBS, l_RRS, l_SS")
-    add("--Z", default=4, type=whole, help="images per class in B_CBS")
-    add("--batch-size", default=128, type=number(int, 2), metavar="S", help="of B_CBS and of B_RRS")
-    add("--epochs", default=90, type=whole, help="passes of RRS over the training set")
-    add("--lr", default=0.1, type=real, help="learning rate at the start of the cosine")
-    add("--lr-pretrained", default=0.001, type=real, metavar="LR", help="of pre-trained weights")
-    add("--momentum", default=0.9, type=real, help="of SGD")
-    add("--weight-decay", default=5e-4, type=real, metavar="W", help="of SGD")
-    add("--size", default=224, type=number(int, 32), help="side of an image in pixels")
-    add("--imbalance", default=100.0, type=number(float, 1), help="N_max / N_min of CIFAR-LT")
-    add("--seed", default=0, type=number(int, 0, 2 ** 64 - 1), help="of all that is random")
-    add("--amp", default=True, action=switch, help="bfloat16 autocast where the hardware has it")
-    add("--pretrained", default=False, action=switch, help="phi from ImageNet weights")
-    add("--small-stem", default=False, action=switch, help="3 x 3 stem without max-pooling")
-    add("--rotation-augmentation", default=False, action=switch, help="Table 5: in place of l_SS")
-    add("--init", type=path, metavar="CHECKPOINT", help="Table 3: phi from another run's last.pt")
-    add("--out", metavar="DIR", help="folder of the run; None: runs/ and a name of its settings")
-    add("--resume", metavar="CHECKPOINT", help="go on from a run's last.pt, with its settings")
-    add("--save-every", type=whole, metavar="M", help="also save every M iterations")
-    add("--workers", default=WORKERS, type=number(int, 0), help="loading processes")
-    add("--compile", action="store_true", help="torch.compile phi")
-    return parser
+def load_source(args):
+    """The checkpoint that phi starts from, --init. Raises InputError."""
+    source = load_checkpoint(args.init)
+    theirs = source["settings"]
+    if source["epoch"] < theirs["epochs"]:
+        raise InputError(f"--init {args.init}: that run is not finished")
+    for key in "arch", "small_stem":
+        if theirs[key] != vars(args)[key]:
+            raise InputError(f"--init {args.init}: its {key} is {theirs[key]}")
+    return source
 
-def recipe(args):
-    """The settings that a run's numbers depend on."""
-    others = "out", "resume", "save_every", "workers", "compile"
-    return {key: value for key, value in vars(args).items() if key not in others}
 
-def method(args):
+def method(args, source):
     """The paper's name of what is trained."""
-    tasks = [task[2:] for task, weight in zip(TASKS, args.lambdas) if weight]
+    tasks = [
+        task for task, weight in zip(("CBS", "RRS", "SS"), args.lambdas, strict=True) if weight
+    ]
     name = "+".join(tasks) if len(tasks) > 1 else f"{tasks[0]}-Only"
     if args.rotation_augmentation:
         name += "+rotation"
-    if args.init:
-        name = "ftRRS+CBS" if name == "CBS-Only" else f"{name}-init"
-    return name
+    if source and (name, source["method"]) == ("CBS-Only", "RRS-Only"):
+        return "ftRRS+CBS"  # Table 3
+    return f"{name} from {source['method']}" if source else name
+
+
+def settings(args, world):
+    """What the numbers of a run depend on."""
+    others = "root", "workers", "out", "resume", "amp", "method"
+    return {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
+
+
+def fingerprints(sets):
+    return {f"{split} list": dataset.fingerprint for split, dataset in sets.items()}
+
+
+def training_batches(args, dataset, rank, world):
+    """Lines 2-8: a DataLoader of [B_CBS; B_RRS], or of this process's share. Raises InputError."""
+    S = args.batch_size
+    if S % world:
+        raise InputError(f"--batch-size {S}: {world} processes need a multiple of {world}")
+    samplers = []
+    try:
+        if args.lambdas[0]:
+            samplers.append(ClassBalancedSampler(dataset.labels, S, args.Z, args.seed))
+        if args.lambdas[1]:
+            samplers.append(RegularRandomSampler(len(dataset), S, args.seed))
+    except ValueError as error:
+        raise InputError(f"--batch-size {S} --Z {args.Z}: {error}") from None
+    joint = JointBatchSampler(*samplers, rank=rank, world=world)
+    return loader(dataset, args.workers, batch_sampler=joint)
+
+
+def make_folder(args):
+    """A new run's folder must be new; what a killed run left half written goes."""
+    try:
+        os.makedirs(args.out, exist_ok=args.resume)
+    except FileExistsError:
+        raise InputError(
+            f"{args.out} exists: --resume goes on with it, --out DIR starts another run"
+        ) from None
+    for left in glob.glob(f"{glob.escape(args.out)}/*.tmp"):
+        os.remove(left)
+
+
+def print_settings(args, sets, steps, checkpoint, processes):
+    N_c = sets["train"].N_c
+    print(
+        f"{args.method} on {args.data}: {len(N_c)} classes, {N_c.sum():,} images "
+        f"({N_c.max():,} to {N_c.min():,} per class)"
+    )
+    print(
+        f"{args.arch}{', pre-trained' * args.pretrained}{', small stem' * args.small_stem}, "
+        f"{args.epochs} epochs x {steps} iterations, S {args.batch_size}, Z {args.Z}, "
+        f"lr {args.lr:g}, lambdas {' '.join(f'{x:g}' for x in args.lambdas)}, seed {args.seed}"
+    )
+    print(
+        f"{args.size} pixels, momentum {args.momentum:g}, weight decay {args.weight_decay:g}; "
+        f"{processes}, {args.precision}"
+    )
+    print(f"output: {args.out}", flush=True)
+    if same_list(sets):
+        print("val and test are the same list: a choice of this dataset")
+    for split in "val", "test":
+        if overlap := sets[split].overlap:
+            print(f"warning: {overlap:,} {split} images are training images, too")
+    if processes.endswith("cpu"):
+        if not processes.startswith("1 "):
+            print("BatchNorm is not synchronised on CPUs: other numbers than those of one process")
+        if torch.get_num_threads() > 1 and os.getloadavg()[0] > CORES:
+            print("this CPU is busy: OMP_NUM_THREADS=1 may be faster")
+    for key, now in ("workers", args.workers), ("threads", torch.get_num_threads()):
+        if checkpoint and checkpoint[key] != now:
+            print(f"{key}: {now}, {checkpoint[key]} before: the last digits will differ")
+
+
+def build(args, C, M, device, checkpoint):
+    """Model, SGD and cosine schedule: new, with phi from --init (Table 3), or the checkpoint's."""
+    torch.manual_seed(args.seed)
+    fetch = args.pretrained and not (args.init or checkpoint)
+    amp = args.precision == "bfloat16"
+    model = Model(args.arch, C, pretrained=fetch, small_stem=args.small_stem, amp=amp)
+    if not args.lambdas[0]:
+        model.h = model.h_a  # RRS-Only: its one classifier predicts
+    if args.init and not checkpoint:
+        source = load_checkpoint(args.init)["model"]
+        phi = {k.removeprefix("phi."): v for k, v in source.items() if k.startswith("phi.")}
+        model.phi.load_state_dict(phi)
+    model.to(device)
+
+    new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
+    if args.small_stem:
+        new_layers += ("phi.resnet.conv1.",)
+    new = []
+    pretrained = []
+    for name, p in model.named_parameters():
+        is_new = not args.pretrained or name.startswith(new_layers)
+        (new if is_new else pretrained).append(p)
+    groups = [{"params": new}, {"params": pretrained, "lr": args.lr_pretrained}]
+    how = {"momentum": args.momentum, "weight_decay": args.weight_decay, "fused": True}
+    optimizer = torch.optim.SGD(groups, args.lr, **how)
+    schedule = CosineAnnealingLR(optimizer, M)
+    if checkpoint:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        schedule.load_state_dict(checkpoint["schedule"])
+    return model, optimizer, schedule
+
+
+def parallel(model, world):
+    """phi, h, h_a, h_s; of many processes, with the gradients averaged over all."""
+    if world == 1:
+        return model.phi, model.h, model.h_a, model.h_s
+    if torch.cuda.is_available():
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    wrapped = {module: DistributedDataParallel(module) for module in model.children()}
+    return [wrapped[module] for module in (model.phi, model.h, model.h_a, model.h_s)]
+
+
+def seed_of(*numbers):
+    """A seed of 32 bits for several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+# ------------------------------------------------------------------------------ in the loop
+class Losses:
+    """An epoch's sums, kept on the device: each task's losses, and each class's for Fig. 2."""
+
+    def __init__(self, C, device):
+        self.iterations = 0
+        self.tasks = torch.zeros(3, device=device)
+        self.classes = torch.zeros(2, 2, C, device=device)  # by CBS, RRS: of losses, of images
+
+    def add(self, l, *batches):
+        """l: l_CBS, l_RRS and l_SS. batches: each image's loss and label, of B_CBS and B_RRS."""
+        self.iterations += 1
+        self.tasks += torch.stack(l).detach()
+        for sums, (each, Y) in zip(self.classes, batches, strict=True):
+            sums.index_add_(1, Y, torch.stack([each, torch.ones_like(each)]))
+
+    def means(self, epoch):
+        """Mean l_CBS, l_RRS, l_SS of the epoch, and [2, C] by class, over all processes.
+        Raises InputError where one is not finite."""
+        world = 1
+        if dist.is_initialized():
+            world = dist.get_world_size()
+            dist.all_reduce(self.tasks)
+            dist.all_reduce(self.classes)
+        l = (self.tasks / self.iterations / world).tolist()
+        if not np.isfinite(l).all():
+            raise InputError(
+                f"the loss is not finite in epoch {epoch + 1}: l_CBS {l[0]:.3g}, l_RRS {l[1]:.3g}, "
+                f"l_SS {l[2]:.3g}; try a lower --lr"
+            )
+        return l, (self.classes[:, 0] / self.classes[:, 1]).tolist()
+
+
+class Progress:
+    """The terminal: a line within an epoch, rewritten where it can be, and a row after it."""
+
+    def __init__(self, args, steps, images, epoch, rank):
+        self.args = args
+        self.M = args.epochs * steps
+        self.images = images  # of an iteration
+        self.silent = rank > 0
+        self.every = 1 if sys.stdout.isatty() else 60  # seconds
+        self.clear = "\r\033[K" if sys.stdout.isatty() else ""
+        self.iterations = 0  # done by this process
+        self.seconds = 0.0  # spent on them
+        self.m = epoch * steps
+        self.last = self.shown = time.perf_counter()
+        if not self.silent and epoch < args.epochs:
+            print("\n          mean training loss     validation accuracy (%)")
+            print("epoch   l_CBS  l_RRS   l_SS    Many  Medium   Low  Overall  images/s   left")
+
+    def line(self, epoch, m, losses):
+        """After an iteration."""
+        now = time.perf_counter()
+        self.seconds += now - self.last
+        self.iterations += 1
+        self.last = now
+        self.m = m
+        if not self.silent and now - self.shown > self.every:
+            self.shown = now
+            l = (
+                losses.tasks / losses.iterations
+            ).tolist()  # the one place that waits for the device
+            end = "" if self.clear else "\n"
+            print(f"{self.clear}{self.start(epoch, l)}   m {m}/{self.M}   {self.end()}", end=end)
+            sys.stdout.flush()
+
+    def row(self, epoch, l, accuracy):
+        """After an epoch."""
+        if not self.silent:
+            many, medium, low, overall = (cell(x, 1) for x in accuracy.values())
+            shots = f"  {many:>6}  {medium:>6}{low:>6}  {overall:>7}"
+            print(f"{self.clear}{self.start(epoch, l)}{shots}  {self.end()}", flush=True)
+        self.last = self.shown = time.perf_counter()
+
+    def start(self, epoch, l):
+        l = [x if weight else math.nan for x, weight in zip(l, self.args.lambdas, strict=True)]
+        return f"{epoch + 1:3}/{self.args.epochs}".ljust(6) + "".join(f"{cell(x, 3):>7}" for x in l)
+
+    def end(self):
+        per_second = self.iterations / self.seconds
+        left = clock((self.M - self.m) / per_second)
+        return f"{self.images * per_second:8,.0f}  {left:>5}"
+
+
+def cell(x, digits):
+    return "-" if math.isnan(x) else f"{x:.{digits}f}"
+
+
+def clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+
+
+def record_row(args, epoch, m, l, accuracy, by_class):
+    """An epoch's row of record.csv."""
+    row = {"epoch": epoch + 1, "iteration": m}
+    row |= dict(zip(("l_CBS", "l_RRS", "l_SS"), l, strict=True))
+    row["L_Final"] = sum(weight * x for weight, x in zip(args.lambdas, l, strict=True))
+    row |= {f"val_{shot}": a for shot, a in accuracy.items()}
+    for task, losses in zip(("l_CBS", "l_RRS"), by_class, strict=True):  # Fig. 2
+        row |= {f"{task}_{y}": loss for y, loss in enumerate(losses)}
+    return row
+
+
+def save(args, world, sets, record, model, optimizer, schedule):
+    """The checkpoint and record.csv, after a whole epoch; nothing else of a run is ever saved."""
+    state = {
+        "layout": LAYOUT,
+        "method": args.method,
+        "settings": settings(args, world),
+        "root": args.root,
+        "lists": fingerprints(sets),
+        "N_c": sets["train"].N_c.tolist(),
+        "workers": args.workers,
+        "threads": torch.get_num_threads(),
+        "epoch": len(record),
+        "record": record,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+    }
+    file = io.BytesIO()
+    torch.save(state, file)
+    write(f"{args.out}/last.pt", file.getbuffer())
+    write(f"{args.out}/record.csv", csv_bytes(record[0], [row.values() for row in record]))
+
+
+def write(path, content):
+    """Write a file whole or not at all. Raises InputError."""
+    beside = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise InputError(
+            f"{path} can't be written ({error.strerror}); the last one is whole"
+        ) from None
+
+
+# ------------------------------------------------------------------------------ many processes
+def gather(x):
+    """The x of each process, in a list."""
+    if not dist.is_initialized():
+        return [x]
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, x)
+    return everyone
+
+
+def together(step, *args):
+    """step(*args) in each process. Where it fails in one, all end, and the first says why."""
+    result = None
+    fault = None
+    try:
+        result = step(*args)
+    except (InputError, OSError) as error:
+        fault = str(error)
+    faults = [fault for fault in gather(fault) if fault]
+    if faults and dist.is_initialized() and dist.get_rank() > 0:
+        sys.exit(1)
+    if faults:
+        raise InputError(faults[0])
+    return result
+
+
+def compare(everyone):
+    """Raises InputError where the processes were not given the same."""
+    for i, other in enumerate(everyone):
+        for key, value in everyone[0].items():
+            if other[key] != value:
+                raise InputError(
+                    f"the processes differ: {key} is {value} in process 0, {other[key]} in {i}"
+                )
+
+
+# ------------------------------------------------------------------------------ command line
+# Sec. 4.4, and reference [19] where it is silent.
+RECIPES = {
+    "glyphs_lt": {"epochs": 5, "lr": 0.03, "size": 32},
+    "imagenet_lt": {"epochs": 90, "lr": 0.1, "size": 224},
+    "places_lt": {"epochs": 90, "lr": 0.1, "size": 224},
+    "places_lt resnet152": {"epochs": 30, "lr": 0.1, "size": 224, "pretrained": True},  # Table 1
+    "cifar10_lt": {"epochs": 20, "lr": 0.1, "size": 32},  # for a CPU, as the next
+    "cifar100_lt": {"epochs": 30, "lr": 0.1, "size": 32},
+    "tinyimagenet_lt": {"epochs": 90, "lr": 0.1, "size": 64},
+    "any other": {"epochs": 90, "lr": 0.1, "size": 224},
+}
+
 
 def parse(argv):
-    """Settings and the checkpoint to go on from. Flags win over its recipe or the dataset's."""
-    parser, checkpoint = flags(), {}
+    """The settings: flags, then the recipe of the dataset for what was not given."""
+    parser = argparse.ArgumentParser(
+        description="Train by Algorithm 1. Where the default is 'by the dataset' flags override "
+        "its recipe: RECIPES in train.py.",
+        epilog="""examples:
+  python train.py --lambdas 0 1 0                         # the baseline RRS-Only
+  python train.py --data cifar100_lt --root DIR --seed 1""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    switch = argparse.BooleanOptionalAction
+    add = parser.add_argument_group("data").add_argument
+    add("--data", default="glyphs_lt", metavar="NAME", help="dataset (default: glyphs_lt)")
+    add("--root", metavar="DIR", help="dataset folder (default: data)")
+    add("--size", type=int, help="side of an image in pixels (default: by the dataset)")
+    add("--imbalance", type=float, help="N_max / N_min of CIFAR-LT (default: 100)")
+    add("--workers", type=int, help="loading processes (default: cores)")
+    add = parser.add_argument_group("model").add_argument
+    add("--arch", default="resnet10", choices=ARCHS, help="feature extractor (default: resnet10)")
+    add("--pretrained", action=switch, help="start from ImageNet weights (default: by the dataset)")
+    add("--small-stem", action="store_true", help="3 x 3 stem without max-pooling")
+    add("--init", metavar="LAST.PT", help="start phi from a finished run's checkpoint (Table 3)")
+    add = parser.add_argument_group("Algorithm 1").add_argument
+    add(
+        "--lambdas",
+        nargs=3,
+        type=float,
+        metavar="L",
+        help="weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=128,
+        metavar="S",
+        help="images per batch, each of B_CBS and B_RRS (default: 128)",
+    )
+    add("--Z", type=int, help="images per class in B_CBS (default: 4)")
+    add(
+        "--rotation-augmentation",
+        action="store_true",
+        help="rotated images join the class losses in place of l_SS (Table 5)",
+    )
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--epochs", type=int, help="passes of RRS over the training set (default: by the dataset)")
+    add(
+        "--lr",
+        type=float,
+        help="learning rate at the start of the cosine (default: by the dataset)",
+    )
+    add(
+        "--lr-pretrained",
+        type=float,
+        metavar="LR",
+        help="learning rate of pre-trained layers (default: 0.001)",
+    )
+    add("--momentum", type=float, default=0.9, help="SGD momentum (default: 0.9)")
+    add(
+        "--weight-decay",
+        type=float,
+        default=5e-4,
+        metavar="W",
+        help="SGD weight decay (default: 5e-4)",
+    )
+    add(
+        "--no-amp",
+        dest="amp",
+        action="store_false",
+        help="float32 also where the hardware computes in bfloat16",
+    )
+    add = parser.add_argument_group("run").add_argument
+    add("--seed", type=int, default=0, help="random seed (default: 0)")
+    add(
+        "--out",
+        metavar="DIR",
+        help="folder of the run (default: a name of its settings below runs)",
+    )
+    add("--resume", action="store_true", help="go on with the run in its folder, or start it")
     args = parser.parse_args(argv)
-    parser.set_defaults(**RECIPES.get(args.data, {}) | RECIPES.get(f"{args.data} {args.arch}", {}))
-    if args.resume:
-        checkpoint = evaluate.load_checkpoint(args.resume)
-        parser.set_defaults(**checkpoint["recipe"])
-    args = parser.parse_args(argv)
-    if args.rotation_augmentation:
-        args.lambdas = args.lambdas[:2] + [0.0]
-    require(any(args.lambdas[:2]), "--lambdas: with the first two 0 no classifier would be trained")
-    changed = {k: v for k, v in recipe(args).items() if v != parser.get_default(k)}
-    if args.resume:
-        for key in changed.keys() - {"root"}:
-            raise InputError(f"--{key.replace('_', '-')} {changed[key]} contradicts {args.resume}, "
-                             f"with its {parser.get_default(key)}; leave it out, or start anew")
-        require(not args.out, "--out contradicts --resume, which goes on in its own folder")
-        args.out = os.path.dirname(args.resume) or "."
-    elif not args.out:
-        weights = "_".join(f"{weight:g}" for weight in args.lambdas)
-        args.out = f"runs/{args.data}-{args.arch}-{method(args)}_{weights}-seed{args.seed}"
-        said = "data", "root", "arch", "lambdas", "seed", "init", "rotation_augmentation"
-        args.out += "".join(f"-{k}_{v}" for k, v in changed.items() if k not in said)
-    return args, checkpoint
+    given = {key for key, value in vars(args).items() if value is not None}
+
+    name = args.data.lower()
+    recipe = RECIPES.get(name, RECIPES["any other"]) | RECIPES.get(f"{name} {args.arch}", {})
+    recipe |= {"pretrained": recipe.get("pretrained", False), "root": "data", "imbalance": 100.0}
+    recipe |= {"Z": 4, "lr_pretrained": 0.001, "workers": min(16, CORES)}
+    recipe |= {"lambdas": [0.5, 1.0, 0.0 if args.rotation_augmentation else 1.0]}
+    for key, value in recipe.items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+
+    lowest = {"epochs": 1, "batch_size": 2, "Z": 1, "size": 32, "imbalance": 1, "workers": 0}
+    lowest |= {"lr": 0, "lr_pretrained": 0, "momentum": 0, "weight_decay": 0, "seed": 0}
+    for key, low in lowest.items():
+        if not low <= getattr(args, key) < (2**32 if key == "seed" else math.inf):
+            parser.error(f"--{key.replace('_', '-')} {getattr(args, key)}: must be {low} or more")
+    if not all(0 <= weight < math.inf for weight in args.lambdas) or not any(args.lambdas[:2]):
+        parser.error("--lambdas: must be 0 or more, and the first or the second above 0")
+    if args.pretrained and args.arch == "resnet10":
+        parser.error("--pretrained: resnet10 has no pre-trained weights")
+    if args.rotation_augmentation and args.lambdas[2]:
+        parser.error("--rotation-augmentation takes the place of l_SS: its lambda must be 0")
+    no_effect = {
+        "imbalance": name not in ("cifar10_lt", "cifar100_lt"),
+        "root": name == "glyphs_lt",
+        "lr_pretrained": not args.pretrained,
+        "Z": not args.lambdas[0],
+    }
+    for key, useless in no_effect.items():
+        if useless and key in given:
+            parser.error(f"--{key.replace('_', '-')} has no effect on this dataset or method")
+    args.root = os.path.abspath(args.root)
+    args.init = args.init and os.path.abspath(args.init)
+    return args
+
 
 def main(argv=None):
-    cuda, store = DEVICE.type == "cuda", None
-    if cuda:
-        torch.cuda.set_device(DEVICE)
+    args = parse(argv)
+    rank, world, local_rank = 0, 1, 0
+    if dist.is_torchelastic_launched():  # by torchrun
+        rank, world, local_rank = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        args.workers = min(args.workers, max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"])))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
-    if WORLD > 1:  # join torchrun's other processes, all but the first of them silent
-        store, _, _ = next(dist.rendezvous("env://"))
-        backend = "nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=store, rank=RANK, world_size=WORLD)
-        sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
+    args.precision = "bfloat16" if args.amp and has_bf16(device) else "float32"
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        train(*parse(argv))
-    except Exception:  # the first process that fails says why; the others, which lose it, do not
-        if store and store.add("failed", 1) > 1:
-            sys.exit(1)
-        raise
+        train(args, device, rank, world)
     finally:
-        if store:
+        if dist.is_initialized():
             dist.destroy_process_group()
 
+
 if __name__ == "__main__":
-    run(main)
+    try:
+        main()
+    except KeyboardInterrupt:
+        launcher = "torchrun ..." if dist.is_torchelastic_launched() else "python"
+        again = [*sys.argv, *["--resume"] * ("--resume" not in sys.argv)]
+        print(f"\ninterrupted; resume with: {launcher} {shlex.join(again)}", file=sys.stderr)
+        sys.exit(130)
+    except (InputError, OSError) as error:
+        sys.exit(f"train.py: {error}")
