@@ -108,6 +108,21 @@ def loader(dataset, workers, **kwargs):
     return DataLoader(dataset, num_workers=workers, pin_memory=cuda, **kwargs)
 
 
+def oddities(sets):
+    """What to be told of a dataset wherever its accuracies are printed, a line each."""
+    lines = []
+    if same_list(sets):
+        lines.append("val and test are the same list: a choice of this dataset")
+    for split in "val", "test":
+        if overlap := sets[split].overlap:
+            lines.append(f"warning: {overlap:,} {split} images are training images, too")
+    return lines
+
+
+def same_list(sets):
+    return len(sets["val"].paths) > 0 and sets["val"].fingerprint == sets["test"].fingerprint
+
+
 # ------------------------------------------------------------------------------ images
 def read_image(path):
     """Decode an image file to uint8 [3, H, W], upright. Raises InputError with its path."""
@@ -297,17 +312,8 @@ def describe(sets):
     for split, dataset in sets.items():
         if missing := len(dataset.missing()):
             print(f"{missing:,} of {len(dataset):,} {split} images are not there yet")
-        if dataset.overlap:
-            print(
-                f"{dataset.overlap:,} of {len(dataset):,} {split} images are training images, too"
-            )
-    if same_list(sets):
-        print("val and test are the same list")
-
-
-def same_list(sets):
-    """Whether val and test are one list, as in some public datasets: a choice to be named."""
-    return len(sets["val"].paths) > 0 and sets["val"].fingerprint == sets["test"].fingerprint
+    for line in oddities(sets):
+        print(line)
 
 
 def check(sets):

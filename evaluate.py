@@ -162,11 +162,11 @@ def main(argv=None):
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         raise InputError(f"{args.checkpoint}: not a checkpoint, or damaged") from None
     sets = load(*where, *how, splits=[args.split])
-    if sets["train"].fingerprint != lists["train"]:
+    if sets["train"].fingerprint != lists["train list"]:
         raise InputError(f"{where[0]} in {where[1]}: its train list is not the one trained with")
     dataset = sets[args.split]
     print(title)
-    if dataset.fingerprint != lists[args.split]:
+    if dataset.fingerprint != lists[f"{args.split} list"]:
         print(f"the {args.split} list in {where[1]} is not the one that training used")
     predictions, features = predict(model, dataset, args.workers)
     report(args.split, dataset, predictions, N_c)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from data import CORES, InputError, load, loader, same_list
+from data import CORES, InputError, load, loader, oddities
 from evaluate import LAYOUT, csv_bytes, load_checkpoint, predict, report, shot_accuracy, table
 from model import ARCHS, Model, has_bf16
 from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSampler
@@ -78,21 +78,23 @@ def train(args, device, rank=0, world=1):
             optimizer.step()  # line 12
             schedule.step()  # the cosine of Sec. 4.4
             losses.add((l_CBS, l_RRS, l_SS), (each_CBS, Y_CBS), (each_RRS, Y_RRS))
-            progress.line(epoch, m, losses)  # line 13
+            progress.line(epoch, m, losses)
+            # line 13: end for
 
-        l, by_class = together(losses.means, epoch)
+        l, by_class = losses.means(epoch)
         predictions, _ = predict(model, sets["val"], args.workers, rank, world)
         accuracy = shot_accuracy(sets["val"].labels, predictions, N_c)
         record.append(record_row(args, epoch, m, l, accuracy, by_class))
         if rank == 0:
             save(args, world, sets, record, model, optimizer, schedule)
-        progress.row(epoch, l, accuracy)
+        progress.row(epoch, m, l, accuracy)
 
     predictions, _ = predict(model, sets["test"], args.workers, rank, world)
     if rank == 0:
         report("test", sets["test"], predictions, N_c)
         write(f"{args.out}/test.csv", table(sets["test"].labels, predictions, N_c.tolist()))
-        print(f"finished in {clock(progress.seconds)}; saved last.pt, test.csv, record.csv")
+        seconds = time.perf_counter() - progress.began
+        print(f"finished in {clock(seconds)}; saved last.pt, test.csv, record.csv")
 
 
 def rotate(B, theta):
@@ -109,14 +111,16 @@ def cross_entropy(logits, Y):
 
 # ------------------------------------------------------------------------------ before the loop
 def start(args, device, rank, world):
-    """The data, the batches, and the checkpoint to go on from, None for a new run. Names the run,
-    makes its folder and prints the settings. Raises InputError."""
+    """The data, the batches, and the checkpoint to go on from, None for a new run. Makes the run's
+    folder and prints the settings. Raises InputError."""
     first = together(lambda: load_data(args) if rank == 0 else None)  # CIFAR is downloaded once
     sets = together(lambda: first or load_data(args))
-    checkpoint = together(find_checkpoint, args, sets, world)
     batches = together(training_batches, args, sets["train"], rank, world)
-    epoch = {"epoch": checkpoint["epoch"] if checkpoint else 0}
-    together(compare, gather(settings(args, world) | fingerprints(sets) | epoch))
+    mine = settings(args, world) | fingerprints(sets)
+    checkpoint = together(find_checkpoint, args, mine)
+    args.method = together(lambda: checkpoint["method"] if checkpoint else method(args))
+    mine |= {"method": args.method, "epoch": checkpoint["epoch"] if checkpoint else 0}
+    together(compare, mine, gather(mine)[0], "the first process's")
     together(lambda: make_folder(args) if rank == 0 else None)
     if rank == 0:
         print_settings(args, sets, len(batches), checkpoint, f"{world} x {device.type}")
@@ -125,67 +129,6 @@ def start(args, device, rank, world):
 
 def load_data(args):
     return load(args.data, args.root, args.size, args.imbalance)
-
-
-def find_checkpoint(args, sets, world):
-    """What --resume goes on from, or None. Sets args.method, the paper's name, and args.out."""
-    known = args.resume and args.out and os.path.exists(f"{args.out}/last.pt")
-    if not known:
-        args.method = method(args, load_source(args) if args.init else None)
-    if not args.out:
-        lambdas = "_".join(f"{x:g}" for x in args.lambdas)
-        name = args.method.replace(" ", "-")
-        args.out = f"runs/{args.data}-{args.arch}-{name}-{lambdas}-seed{args.seed}"
-    last = f"{args.out}/last.pt"
-    if not args.resume or not os.path.exists(last):
-        return None
-
-    checkpoint = load_checkpoint(last)
-    args.method = checkpoint["method"]
-    theirs = checkpoint["settings"] | checkpoint["lists"]
-    for key, value in (settings(args, world) | fingerprints(sets)).items():
-        if value != theirs.get(key):
-            name = f"--{key.replace('_', '-')}" if key in vars(args) else key
-            raise InputError(
-                f"{name} {value} differs from the checkpoint ({theirs.get(key)}); "
-                f"--out DIR starts another run than {args.out}"
-            )
-    return checkpoint
-
-
-def load_source(args):
-    """The checkpoint that phi starts from, --init. Raises InputError."""
-    source = load_checkpoint(args.init)
-    theirs = source["settings"]
-    if source["epoch"] < theirs["epochs"]:
-        raise InputError(f"--init {args.init}: that run is not finished")
-    for key in "arch", "small_stem":
-        if theirs[key] != vars(args)[key]:
-            raise InputError(f"--init {args.init}: its {key} is {theirs[key]}")
-    return source
-
-
-def method(args, source):
-    """The paper's name of what is trained."""
-    tasks = [
-        task for task, weight in zip(("CBS", "RRS", "SS"), args.lambdas, strict=True) if weight
-    ]
-    name = "+".join(tasks) if len(tasks) > 1 else f"{tasks[0]}-Only"
-    if args.rotation_augmentation:
-        name += "+rotation"
-    if source and (name, source["method"]) == ("CBS-Only", "RRS-Only"):
-        return "ftRRS+CBS"  # Table 3
-    return f"{name} from {source['method']}" if source else name
-
-
-def settings(args, world):
-    """What the numbers of a run depend on."""
-    others = "root", "workers", "out", "resume", "amp", "method"
-    return {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
-
-
-def fingerprints(sets):
-    return {f"{split} list": dataset.fingerprint for split, dataset in sets.items()}
 
 
 def training_batches(args, dataset, rank, world):
@@ -205,14 +148,66 @@ def training_batches(args, dataset, rank, world):
     return loader(dataset, args.workers, batch_sampler=joint)
 
 
+def settings(args, world):
+    """What the numbers of a run depend on."""
+    others = "root", "workers", "out", "resume", "amp", "method"
+    return {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
+
+
+def fingerprints(sets):
+    return {f"{split} list": dataset.fingerprint for split, dataset in sets.items()}
+
+
+def find_checkpoint(args, mine):
+    """What --resume goes on from, or None. Raises InputError where it is of another run."""
+    last = f"{args.out}/last.pt"
+    if not args.resume or not os.path.exists(last):
+        return None
+    checkpoint = load_checkpoint(last)
+    compare(mine, checkpoint["settings"] | checkpoint["lists"], "the checkpoint's")
+    return checkpoint
+
+
+def compare(mine, theirs, whose):
+    """Raises InputError where a setting differs."""
+    for key, value in mine.items():
+        if value != theirs.get(key):
+            flag = key if " " in key or key in ("processes", "precision") else f"--{key}"
+            flag = flag.replace("_", "-")
+            raise InputError(f"{flag} {value} differs from {whose} ({theirs.get(key)})")
+
+
+def tasks(args):
+    """What is trained, in the paper's words."""
+    weighted = zip(("CBS", "RRS", "SS"), args.lambdas, strict=True)
+    names = [task for task, weight in weighted if weight]
+    name = "+".join(names) if len(names) > 1 else f"{names[0]}-Only"
+    return name + "+rotation" * args.rotation_augmentation
+
+
+def method(args):
+    """The paper's name of the whole training. Raises InputError where --init can't be used."""
+    name = tasks(args)
+    if not args.init:
+        return name
+    source = load_checkpoint(args.init)
+    theirs = source["settings"]
+    if source["epoch"] < theirs["epochs"]:
+        raise InputError(f"--init {args.init}: that run is not finished")
+    for key in "arch", "small_stem":
+        if theirs[key] != vars(args)[key]:
+            raise InputError(f"--init {args.init}: its {key} is {theirs[key]}")
+    if (name, source["method"]) == ("CBS-Only", "RRS-Only"):
+        return "ftRRS+CBS"  # Table 3
+    return f"{name} from {source['method']}"
+
+
 def make_folder(args):
     """A new run's folder must be new; what a killed run left half written goes."""
     try:
         os.makedirs(args.out, exist_ok=args.resume)
     except FileExistsError:
-        raise InputError(
-            f"{args.out} exists: --resume goes on with it, --out DIR starts another run"
-        ) from None
+        raise InputError(f"{args.out} exists: --resume goes on, --out DIR starts anew") from None
     for left in glob.glob(f"{glob.escape(args.out)}/*.tmp"):
         os.remove(left)
 
@@ -232,20 +227,17 @@ def print_settings(args, sets, steps, checkpoint, processes):
         f"{args.size} pixels, momentum {args.momentum:g}, weight decay {args.weight_decay:g}; "
         f"{processes}, {args.precision}"
     )
-    print(f"output: {args.out}", flush=True)
-    if same_list(sets):
-        print("val and test are the same list: a choice of this dataset")
-    for split in "val", "test":
-        if overlap := sets[split].overlap:
-            print(f"warning: {overlap:,} {split} images are training images, too")
-    if processes.endswith("cpu"):
-        if not processes.startswith("1 "):
-            print("BatchNorm is not synchronised on CPUs: other numbers than those of one process")
-        if torch.get_num_threads() > 1 and os.getloadavg()[0] > CORES:
-            print("this CPU is busy: OMP_NUM_THREADS=1 may be faster")
+    print(f"output: {args.out}")
+    for line in oddities(sets):
+        print(line)
     for key, now in ("workers", args.workers), ("threads", torch.get_num_threads()):
         if checkpoint and checkpoint[key] != now:
             print(f"{key}: {now}, {checkpoint[key]} before: the last digits will differ")
+    if processes.endswith("cpu") and not processes.startswith("1 "):
+        print("BatchNorm is not synchronised on CPUs: other numbers than those of one process")
+    if processes.endswith("cpu") and os.getloadavg()[0] > CORES > 1 < torch.get_num_threads():
+        print("this CPU is busy: OMP_NUM_THREADS=1 may be faster")
+    sys.stdout.flush()
 
 
 def build(args, C, M, device, checkpoint):
@@ -339,10 +331,9 @@ class Progress:
         self.silent = rank > 0
         self.every = 1 if sys.stdout.isatty() else 60  # seconds
         self.clear = "\r\033[K" if sys.stdout.isatty() else ""
-        self.iterations = 0  # done by this process
+        self.iterations = 0  # of this process
         self.seconds = 0.0  # spent on them
-        self.m = epoch * steps
-        self.last = self.shown = time.perf_counter()
+        self.began = self.last = self.shown = time.perf_counter()
         if not self.silent and epoch < args.epochs:
             print("\n          mean training loss     validation accuracy (%)")
             print("epoch   l_CBS  l_RRS   l_SS    Many  Medium   Low  Overall  images/s   left")
@@ -353,32 +344,27 @@ class Progress:
         self.seconds += now - self.last
         self.iterations += 1
         self.last = now
-        self.m = m
-        if not self.silent and now - self.shown > self.every:
+        if now - self.shown > self.every:
             self.shown = now
-            l = (
-                losses.tasks / losses.iterations
-            ).tolist()  # the one place that waits for the device
-            end = "" if self.clear else "\n"
-            print(f"{self.clear}{self.start(epoch, l)}   m {m}/{self.M}   {self.end()}", end=end)
-            sys.stdout.flush()
+            l = losses.tasks / losses.iterations  # to print it is to wait for the device
+            self.print(epoch, m, l.tolist(), f"   m {m:,} of {self.M:,}".ljust(31), self.clear)
 
-    def row(self, epoch, l, accuracy):
-        """After an epoch."""
-        if not self.silent:
-            many, medium, low, overall = (cell(x, 1) for x in accuracy.values())
-            shots = f"  {many:>6}  {medium:>6}{low:>6}  {overall:>7}"
-            print(f"{self.clear}{self.start(epoch, l)}{shots}  {self.end()}", flush=True)
+    def row(self, epoch, m, l, accuracy):
+        """After an epoch, and its checkpoint."""
+        many, medium, low, overall = (cell(x, 1) for x in accuracy.values())
+        self.print(epoch, m, l, f"  {many:>6}  {medium:>6}{low:>6}  {overall:>7}", "")
         self.last = self.shown = time.perf_counter()
 
-    def start(self, epoch, l):
-        l = [x if weight else math.nan for x, weight in zip(l, self.args.lambdas, strict=True)]
-        return f"{epoch + 1:3}/{self.args.epochs}".ljust(6) + "".join(f"{cell(x, 3):>7}" for x in l)
-
-    def end(self):
+    def print(self, epoch, m, l, middle, rewritten):
+        if self.silent:
+            return
         per_second = self.iterations / self.seconds
-        left = clock((self.M - self.m) / per_second)
-        return f"{self.images * per_second:8,.0f}  {left:>5}"
+        l = [x if weight else math.nan for x, weight in zip(l, self.args.lambdas, strict=True)]
+        start = f"{epoch + 1:3}/{self.args.epochs}".ljust(6) + "".join(
+            f"{cell(x, 3):>7}" for x in l
+        )
+        end = f"  {self.images * per_second:8,.0f}  {clock((self.M - m) / per_second):>5}"
+        print(self.clear + start + middle + end, end="" if rewritten else "\n", flush=True)
 
 
 def cell(x, digits):
@@ -466,16 +452,6 @@ def together(step, *args):
     return result
 
 
-def compare(everyone):
-    """Raises InputError where the processes were not given the same."""
-    for i, other in enumerate(everyone):
-        for key, value in everyone[0].items():
-            if other[key] != value:
-                raise InputError(
-                    f"the processes differ: {key} is {value} in process 0, {other[key]} in {i}"
-                )
-
-
 # ------------------------------------------------------------------------------ command line
 # Sec. 4.4, and reference [19] where it is silent.
 RECIPES = {
@@ -501,73 +477,40 @@ def parse(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("data").add_argument
+    by = "(default: by the dataset)"
     add("--data", default="glyphs_lt", metavar="NAME", help="dataset (default: glyphs_lt)")
     add("--root", metavar="DIR", help="dataset folder (default: data)")
-    add("--size", type=int, help="side of an image in pixels (default: by the dataset)")
-    add("--imbalance", type=float, help="N_max / N_min of CIFAR-LT (default: 100)")
+    add("--size", type=int, help=f"side of an image in pixels {by}")
+    add("--imbalance", type=float, metavar="F", help="N_max / N_min of CIFAR-LT (default: 100)")
     add("--workers", type=int, help="loading processes (default: cores)")
     add = parser.add_argument_group("model").add_argument
     add("--arch", default="resnet10", choices=ARCHS, help="feature extractor (default: resnet10)")
-    add("--pretrained", action=switch, help="start from ImageNet weights (default: by the dataset)")
+    switch = argparse.BooleanOptionalAction
+    add("--pretrained", action=switch, help=f"start from ImageNet weights {by}")
     add("--small-stem", action="store_true", help="3 x 3 stem without max-pooling")
     add("--init", metavar="LAST.PT", help="start phi from a finished run's checkpoint (Table 3)")
     add = parser.add_argument_group("Algorithm 1").add_argument
-    add(
-        "--lambdas",
-        nargs=3,
-        type=float,
-        metavar="L",
-        help="weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1)",
-    )
-    add(
-        "--batch-size",
-        type=int,
-        default=128,
-        metavar="S",
-        help="images per batch, each of B_CBS and B_RRS (default: 128)",
-    )
+    what = "weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1)"
+    add("--lambdas", nargs=3, type=float, metavar="L", help=what)
+    what = "images per batch, each of B_CBS and B_RRS (default: 128)"
+    add("--batch-size", type=int, default=128, metavar="S", help=what)
     add("--Z", type=int, help="images per class in B_CBS (default: 4)")
-    add(
-        "--rotation-augmentation",
-        action="store_true",
-        help="rotated images join the class losses in place of l_SS (Table 5)",
-    )
+    what = "rotated images join the class losses in place of l_SS (Table 5)"
+    add("--rotation-augmentation", action="store_true", help=what)
     add = parser.add_argument_group("optimisation").add_argument
-    add("--epochs", type=int, help="passes of RRS over the training set (default: by the dataset)")
-    add(
-        "--lr",
-        type=float,
-        help="learning rate at the start of the cosine (default: by the dataset)",
-    )
-    add(
-        "--lr-pretrained",
-        type=float,
-        metavar="LR",
-        help="learning rate of pre-trained layers (default: 0.001)",
-    )
+    add("--epochs", type=int, help=f"passes of RRS over the training set {by}")
+    add("--lr", type=float, help=f"learning rate at the start of the cosine {by}")
+    what = "learning rate of pre-trained layers (default: 0.001)"
+    add("--lr-pretrained", type=float, metavar="LR", help=what)
     add("--momentum", type=float, default=0.9, help="SGD momentum (default: 0.9)")
-    add(
-        "--weight-decay",
-        type=float,
-        default=5e-4,
-        metavar="W",
-        help="SGD weight decay (default: 5e-4)",
-    )
-    add(
-        "--no-amp",
-        dest="amp",
-        action="store_false",
-        help="float32 also where the hardware computes in bfloat16",
-    )
+    what = "SGD weight decay (default: 5e-4)"
+    add("--weight-decay", type=float, default=5e-4, metavar="W", help=what)
+    what = "float32 also where the hardware computes in bfloat16"
+    add("--no-amp", dest="amp", action="store_false", help=what)
     add = parser.add_argument_group("run").add_argument
     add("--seed", type=int, default=0, help="random seed (default: 0)")
-    add(
-        "--out",
-        metavar="DIR",
-        help="folder of the run (default: a name of its settings below runs)",
-    )
+    add("--out", metavar="DIR", help="folder of the run (default: runs/ and its settings)")
     add("--resume", action="store_true", help="go on with the run in its folder, or start it")
     args = parser.parse_args(argv)
     given = {key for key, value in vars(args).items() if value is not None}
@@ -603,7 +546,14 @@ def parse(argv):
             parser.error(f"--{key.replace('_', '-')} has no effect on this dataset or method")
     args.root = os.path.abspath(args.root)
     args.init = args.init and os.path.abspath(args.init)
+    args.out = args.out or default_folder(args)
     return args
+
+
+def default_folder(args):
+    lambdas = "_".join(f"{x:g}" for x in args.lambdas)
+    name = f"{tasks(args)}-init" if args.init else tasks(args)
+    return f"runs/{args.data}-{args.arch}-{name}-{lambdas}-seed{args.seed}"
 
 
 def main(argv=None):

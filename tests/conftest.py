@@ -1,6 +1,9 @@
-"""Fixtures: a small set of real JPEG files, and scripts run as real processes, forked from one that has torch loaded."""
+"""Fixtures: a small set of real JPEG files, and scripts run as real processes, each forked from one
+that has torch loaded."""
+
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
@@ -16,18 +19,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["train"])
 
-
-def pytest_configure(config):  # read_image says what happens when torchvision drops its decoders
-    config.addinivalue_line("filterwarnings", "ignore:The image decoding:DeprecationWarning")
-
-
 TINY_TRAIN = [40, 21, 12, 5]  # images per class
 
 
 def write_lists(root, name="tiny", counts=(TINY_TRAIN, [3] * 4, [5] * 4), seed=0):
     """Class-coloured noise as JPEG files under `root`, and their three lists."""
     rng = np.random.default_rng(seed)
-    for split, n in zip(("train", "val", "test"), counts):
+    for split, n in zip(("train", "val", "test"), counts, strict=True):
         lines = []
         for label, count in enumerate(n):
             folder = root / split / f"n{label:08}"
@@ -48,34 +46,37 @@ def tiny_root(tmp_path_factory):
 
 def tiny_flags(root, **extra):
     """Flags of a training of a second or two."""
-    flags = dict(data="tiny", root=root, size=32, batch_size=8, Z=2, epochs=2, lr=0.02, workers=0) | extra
-    return ["--no-amp"] + [str(x) for k, v in flags.items() for x in (f"--{k.replace('_', '-')}", v)]
+    flags = {"data": "tiny", "root": root, "size": 32, "batch_size": 8, "Z": 2, "epochs": 2}
+    flags |= {"lr": 0.02, "workers": 0} | extra
+    argv = ["--no-amp"]
+    for key, value in flags.items():
+        if value is not None:
+            argv += [f"--{key.replace('_', '-')}", str(value)]
+    return argv
 
 
 def child(script, argv, folder, env, setup):
     os.setsid()  # a group of its own, so that a test can signal all of it
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in the foreground, wherever the tests run
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in the foreground
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(env)
-    multiprocessing.set_start_method("fork", force=True)  # of loading workers: forkserver would be handed down
+    multiprocessing.set_start_method("fork", force=True)  # forkserver would be handed down
     os.chdir(folder)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = [f"{script}.py", *map(str, argv)]
     if setup:
         setup()
-    module = __import__(script)
     status = 0
     try:
-        module.run(module.main)
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
     except SystemExit as exit:
         status = exit.code
     sys.exit(status)  # only now, when no frame holds loading workers, as at the end of a script
 
 
 def start(script, argv, folder, env=(), setup=None):
-    """Start `script argv` in `folder`, which gets files stdout and stderr; a multiprocessing.Process."""
+    """Start `script argv` in `folder`, which gets files stdout and stderr; a Process."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     process = context.Process(target=child, args=(script, argv, str(folder), dict(env), setup))
     process.start()
@@ -85,7 +86,8 @@ def start(script, argv, folder, env=(), setup=None):
 def finish(process, folder):
     """Wait for a started script: its exit status, stdout and stderr."""
     process.join(120)
-    return process.exitcode, (Path(folder) / "stdout").read_text(), (Path(folder) / "stderr").read_text()
+    out, err = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
+    return process.exitcode, out, err
 
 
 @pytest.fixture
@@ -96,16 +98,18 @@ def script(tmp_path):
 
 @pytest.fixture
 def refused(capsys):
-    """refused(main, argv): run a script in this process, expect it to fail; its one line on stderr."""
+    """refused(main, argv): a call that must fail by the user's mistake; what is printed of it."""
     import data
 
     def check(main, argv):
-        stdout = sys.stdout
-        with pytest.raises(SystemExit) as exit:
-            data.run(lambda: main([str(a) for a in argv]))
-        sys.stdout = stdout
+        with pytest.raises((data.InputError, OSError, SystemExit)) as error:
+            main([str(a) for a in argv])
         out, err = capsys.readouterr()
-        line = exit.value.code  # a text: printed on stderr, with exit status 1
-        assert isinstance(line, str) and not err and "\n" not in line and "Traceback" not in out
-        return line
+        assert "Traceback" not in out + err
+        if error.type is SystemExit:  # argparse: usage and one line
+            assert error.value.code == 2
+            return err.strip().splitlines()[-1]
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
     return check
