@@ -1,8 +1,9 @@
 """Speed and memory as ratios, each pair measured turn by turn in one run; needs no data.
 
-    python tests/benchmark.py              # all sections, on the GPU where there is one
-    python tests/benchmark.py loading      # one of: samplers loading loop naive evaluation gpu
+python tests/benchmark.py              # all sections, on the GPU where there is one
+python tests/benchmark.py loading      # one of: samplers loading loop naive evaluation gpu
 """
+
 import os
 import random
 import statistics
@@ -55,10 +56,14 @@ def jpegs(folder, n, classes=8):
     """n JPEG files of ImageNet's size with a photograph's smoothness, and their labels."""
     rng, paths = np.random.default_rng(0), []
     for i in range(n):
-        small = Image.fromarray(rng.integers(0, 255, (47, 63, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
+        small = Image.fromarray(rng.integers(0, 255, (47, 63, 3), dtype=np.uint8)).resize(
+            (500, 375), Image.BICUBIC
+        )
         noise = rng.normal(0, 8, (375, 500, 3))
         paths.append(f"{folder}/{i}.jpg")
-        Image.fromarray(np.clip(np.asarray(small) + noise, 0, 255).astype(np.uint8)).save(paths[-1], quality=90)
+        Image.fromarray(np.clip(np.asarray(small) + noise, 0, 255).astype(np.uint8)).save(
+            paths[-1], quality=90
+        )
     return paths, np.sort(np.arange(n) % classes)
 
 
@@ -72,7 +77,9 @@ def settings(**changed):
 def photographs(folder, labels, size):
     """The training split of a data set of lists over `folder`'s JPEG files, as train.py reads it."""
     for split in ("train", "val", "test"):
-        Path(folder, f"bench_{split}.txt").write_text("".join(f"{i}.jpg {y}\n" for i, y in enumerate(labels)))
+        Path(folder, f"bench_{split}.txt").write_text(
+            "".join(f"{i}.jpg {y}\n" for i, y in enumerate(labels))
+        )
     return load("bench", folder, size)["train"]
 
 
@@ -81,8 +88,15 @@ class Photos(Dataset):
 
     def __init__(self, paths, labels, size):
         self.paths, self.labels = paths, labels
-        self.transform = v1.Compose([v1.RandomResizedCrop(size), v1.RandomHorizontalFlip(), v1.ColorJitter(0.4, 0.4, 0.4, 0),
-                                     v1.ToTensor(), v1.Normalize(MEAN, STD)])
+        self.transform = v1.Compose(
+            [
+                v1.RandomResizedCrop(size),
+                v1.RandomHorizontalFlip(),
+                v1.ColorJitter(0.4, 0.4, 0.4, 0),
+                v1.ToTensor(),
+                v1.Normalize(MEAN, STD),
+            ]
+        )
 
     def __len__(self):
         return len(self.paths)
@@ -96,7 +110,11 @@ class ListShuffling:
     """Class-aware sampling one index at a time, from shuffled lists per class."""
 
     def __init__(self, labels, Z):
-        self.Z, self.lists, self.at = Z, [np.flatnonzero(labels == c).tolist() for c in range(labels.max() + 1)], {}
+        self.Z, self.lists, self.at = (
+            Z,
+            [np.flatnonzero(labels == c).tolist() for c in range(labels.max() + 1)],
+            {},
+        )
         self.order = list(range(len(self.lists)))
 
     def __iter__(self):
@@ -113,7 +131,7 @@ class ListShuffling:
 def samplers():
     print("Samplers, S = 128, Z = 4, C = 1000")
     seconds = {}
-    for N in (10 ** 5, 10 ** 6, 10 ** 7):
+    for N in (10**5, 10**6, 10**7):
         labels = np.repeat(np.arange(1000), N // 1000)
         before, start = resident(), time.perf_counter()
         sampler = JointBatchSampler(labels, 128, 4, M=N // 128)
@@ -123,23 +141,42 @@ def samplers():
         rrs.batch(1)  # the permutation, paid once an epoch
         permutation = (time.perf_counter() - start) / (N // 128)
         memory = (resident() - before) / N
-        draw = turns(20, both=lambda: [s.batch(next(m)) for _ in range(100) for s in sampler.samplers])["both"] / 200
+        draw = (
+            turns(
+                20, both=lambda: [s.batch(next(m)) for _ in range(100) for s in sampler.samplers]
+            )["both"]
+            / 200
+        )
         seconds[N] = 2 * draw + permutation
-    row("time of a batch [B_CBS; B_RRS] of 10^7 images over that of 10^5", f"{seconds[10 ** 7] / seconds[10 ** 5]:.2f}",
-        "within 1.20")
-    row("time of a batch of 10^6 images over that of 10^5", f"{seconds[10 ** 6] / seconds[10 ** 5]:.2f}", "within 1.20")
-    row("milliseconds for it", f"{1000 * seconds[10 ** 7]:.2f}")
+    row(
+        "time of a batch [B_CBS; B_RRS] of 10^7 images over that of 10^5",
+        f"{seconds[10**7] / seconds[10**5]:.2f}",
+        "within 1.20",
+    )
+    row(
+        "time of a batch of 10^6 images over that of 10^5",
+        f"{seconds[10**6] / seconds[10**5]:.2f}",
+        "within 1.20",
+    )
+    row("milliseconds for it", f"{1000 * seconds[10**7]:.2f}")
     row("seconds to build from 10^7 labels", f"{built:.2f}", "under 5")
     row("bytes per image in the index, 10^7 images", f"{memory:.0f}", "at most 100")
     labels = np.repeat(np.arange(1000), 1000)
     ours, naive = ClassBalancedSampler(labels, 128), iter(ListShuffling(labels, 4))
     weights = torch.ones(len(labels), dtype=torch.double)
-    numbers, n = iter(range(1, 10 ** 6)), 128 * 500
-    t = turns(5, ours=lambda: [ours.batch(next(numbers)).tolist() for _ in range(500)],
-              naive=lambda: [next(naive) for _ in range(n)], weighted=lambda: list(WeightedRandomSampler(weights, n)))
+    numbers, n = iter(range(1, 10**6)), 128 * 500
+    t = turns(
+        5,
+        ours=lambda: [ours.batch(next(numbers)).tolist() for _ in range(500)],
+        naive=lambda: [next(naive) for _ in range(n)],
+        weighted=lambda: list(WeightedRandomSampler(weights, n)),
+    )
     row("CBS indices/s", f"{n / t['ours']:,.0f}")
     row("... over a shuffling iterator per class", f"{t['naive'] / t['ours']:.2f}")
-    row("... over WeightedRandomSampler (10^6 images, 500 batches drawn at once)", f"{t['weighted'] / t['ours']:.2f}")
+    row(
+        "... over WeightedRandomSampler (10^6 images, 500 batches drawn at once)",
+        f"{t['weighted'] / t['ours']:.2f}",
+    )
 
 
 def resident(pid="self"):
@@ -169,19 +206,30 @@ def loading(folder):
     torch.set_num_threads(1)
     paths, labels = jpegs(folder, 64)
     plain, ours = Photos(paths, labels, 224), photographs(folder, labels, 224)
-    t = turns(7, plain=lambda: torch.utils.data.default_collate([plain[i] for i in range(64)]),
-              ours=lambda: torch.utils.data.default_collate([ours[i, i] for i in range(64)]), decode=lambda: [read_image(p) for p in paths],
-              pillow=lambda: [Image.open(p).convert("RGB") for p in paths])
+    t = turns(
+        7,
+        plain=lambda: torch.utils.data.default_collate([plain[i] for i in range(64)]),
+        ours=lambda: torch.utils.data.default_collate([ours[i, i] for i in range(64)]),
+        decode=lambda: [read_image(p) for p in paths],
+        pillow=lambda: [Image.open(p).convert("RGB") for p in paths],
+    )
     row("images/s a core: training transform with colour jitter", f"{64 / t['ours']:.0f}")
-    row("... over the plain pipeline (Pillow, v1 transforms, float)", f"{t['plain'] / t['ours']:.2f}", "1.8")
+    row(
+        "... over the plain pipeline (Pillow, v1 transforms, float)",
+        f"{t['plain'] / t['ours']:.2f}",
+        "1.8",
+    )
     row("... over decoding alone (the floor)", f"{t['decode'] / t['ours']:.2f}")
     row("decoding alone over Pillow's", f"{t['pillow'] / t['decode']:.2f}")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    names = [f"train/n{i:08}/n{i:08}_{i}.JPEG" for i in range(10 ** 6)]
+    names = [f"train/n{i:08}/n{i:08}_{i}.JPEG" for i in range(10**6)]
     for what, index in (("NumPy bytes, as here", np.array(names, "S")), ("a list of str", names)):
         batches = iter(DataLoader(Names(index), batch_size=1000, num_workers=2))
         seen = [private(w.pid) for _ in batches for w in batches._workers if w.is_alive()]
-        row(f"MiB private to a worker that read 10^6 paths once, paths in {what}", f"{max(seen):.0f}")
+        row(
+            f"MiB private to a worker that read 10^6 paths once, paths in {what}",
+            f"{max(seen):.0f}",
+        )
 
 
 def bare_step(model, optimizer, images, targets, amp):
@@ -204,7 +252,11 @@ def bare(recipe, n, size, C):
 
 def loop_ratio(recipe, sets, n, size, block):
     """Images/s of the whole loop of train.py, and that over the bare step's, in blocks turn by turn."""
-    step, algorithm_1, original = bare(recipe, n, size, len(sets["train"].N_c)), train.algorithm_1, evaluate.load_data
+    step, algorithm_1, original = (
+        bare(recipe, n, size, len(sets["train"].N_c)),
+        train.algorithm_1,
+        evaluate.load_data,
+    )
     spent = {"loop": [], "bare": []}
 
     def interleaved(*args):
@@ -239,8 +291,14 @@ def loop():
     row("glyphs_lt, resnet10, images/s through phi", f"{speed:,.0f}")
     row("... over the bare step", f"{ratio:.3f}", "0.97 on the CPU")
     if CUDA:
-        images, labels = torch.randint(256, (4096, 3, 224, 224), dtype=torch.uint8), np.arange(4096) % 100
-        sets = {split: LongTailed(images[:n], labels[:n]) for split, n in (("train", 4096), ("val", 512), ("test", 512))}
+        images, labels = (
+            torch.randint(256, (4096, 3, 224, 224), dtype=torch.uint8),
+            np.arange(4096) % 100,
+        )
+        sets = {
+            split: LongTailed(images[:n], labels[:n])
+            for split, n in (("train", 4096), ("val", 512), ("test", 512))
+        }
         speed, ratio = loop_ratio(dict(arch="resnet50", epochs=2), sets, 512, 224, 10)
         row("resnet50, 224 pixels, data in memory, images/s through phi", f"{speed:,.0f}")
         row("... over the bare step", f"{ratio:.3f}", "0.95 on an H200")
@@ -248,22 +306,29 @@ def loop():
 
 def naive(folder):
     S, Z, size = 32, 4, 64
-    print(f"Whole iteration from JPEG files over the naive form, S = {S}, {size} pixels, {DEVICE.type}, no loading processes")
+    print(
+        f"Whole iteration from JPEG files over the naive form, S = {S}, {size} pixels, {DEVICE.type}, no loading processes"
+    )
     paths, labels = jpegs(folder, 256)
     dataset = Photos(paths, labels, size)
     cbs = iter(DataLoader(dataset, S, sampler=ListShuffling(labels, Z)))
-    rrs = iter(DataLoader(dataset, S, sampler=torch.utils.data.RandomSampler(dataset, True, 10 ** 6)))
+    rrs = iter(DataLoader(dataset, S, sampler=torch.utils.data.RandomSampler(dataset, True, 10**6)))
     model, optimizer = train.build(settings(), 8)
     model = model.to(memory_format=torch.contiguous_format)
     resnet = model.phi[1]  # the naive form's images are normalised while they are loaded
 
     def naive_iteration():
-        (B_CBS, Y_CBS), (B_RRS, Y_RRS) = ((x.to(DEVICE), y.to(DEVICE)) for x, y in (next(cbs), next(rrs)))
+        (B_CBS, Y_CBS), (B_RRS, Y_RRS) = (
+            (x.to(DEVICE), y.to(DEVICE)) for x, y in (next(cbs), next(rrs))
+        )
         both = torch.cat([B_CBS, B_RRS])
         theta = torch.randint(4, (2 * S,))
         B_theta = torch.stack([image.rot90(int(k), (1, 2)) for image, k in zip(both, theta)])
-        loss = (0.5 * F.cross_entropy(model.h(resnet(B_CBS)), Y_CBS) + F.cross_entropy(model.h_a(resnet(B_RRS)), Y_RRS)
-                + F.cross_entropy(model.h_s(resnet(B_theta)), theta.to(DEVICE)))
+        loss = (
+            0.5 * F.cross_entropy(model.h(resnet(B_CBS)), Y_CBS)
+            + F.cross_entropy(model.h_a(resnet(B_RRS)), Y_RRS)
+            + F.cross_entropy(model.h_s(resnet(B_theta)), theta.to(DEVICE))
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -272,12 +337,18 @@ def naive(folder):
     def ours(amp):
         model, optimizer = train.build(settings(), 8)
         args = settings(batch_size=S, workers=0)
-        batches = train.training_batches(args, photographs(folder, labels, size), 0, 10 ** 6)
-        return train.algorithm_1(list(model.children()), optimizer, batches, args.lambdas, False, 0, 10 ** 6, amp)
+        batches = train.training_batches(args, photographs(folder, labels, size), 0, 10**6)
+        return train.algorithm_1(
+            list(model.children()), optimizer, batches, args.lambdas, False, 0, 10**6, amp
+        )
 
     float32, mixed = ours(False), ours(has_bf16(DEVICE))
     t = turns(25, naive=naive_iteration, float32=lambda: next(float32), mixed=lambda: next(mixed))
-    row("this project over the naive form, both in float32", f"{t['naive'] / t['float32']:.2f}", "1.6 on the CPU")
+    row(
+        "this project over the naive form, both in float32",
+        f"{t['naive'] / t['float32']:.2f}",
+        "1.6 on the CPU",
+    )
     row("... with bfloat16 autocast where the hardware has it", f"{t['naive'] / t['mixed']:.2f}")
 
 
@@ -292,7 +363,8 @@ def evaluation():
         model.eval()
         for i in range(0, n, 256):
             with torch.autocast(DEVICE.type, torch.bfloat16, enabled=amp):
-                model(resident_images[i:i + 256])
+                model(resident_images[i : i + 256])
+
     t = turns(40, bare=forward, evaluate=lambda: evaluate.predict(model, dataset, True))
     row("resnet10, 32 pixels, 2,048 images in memory", f"{t['bare'] / t['evaluate']:.3f}", "0.95")
 
@@ -301,9 +373,12 @@ def gpu():
     if not CUDA:
         return print("GPU: none here, left out")
     from torch.utils.flop_counter import FlopCounterMode
-    print(f"Training speed, {torch.cuda.get_device_name()}, bfloat16, 512 images of 224 pixels an iteration")
+
+    print(
+        f"Training speed, {torch.cuda.get_device_name()}, bfloat16, 512 images of 224 pixels an iteration"
+    )
     a = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
-    peak = 10 * 2 * 8192 ** 3 / turns(9, matmul=lambda: [a @ a for _ in range(10)])["matmul"]
+    peak = 10 * 2 * 8192**3 / turns(9, matmul=lambda: [a @ a for _ in range(10)])["matmul"]
     row("measured bf16 peak, TFLOP/s", f"{peak / 1e12:.0f}")
     for arch in ("resnet10", "resnet50"):
         step = bare(dict(arch=arch), 512, 224, 1000)
@@ -315,8 +390,10 @@ def gpu():
 
 
 if __name__ == "__main__":
-    print(f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} CPU cores, "
-          f"{torch.cuda.get_device_name() if CUDA else 'no GPU'}, {'bfloat16' if has_bf16(DEVICE) else 'float32'}")
+    print(
+        f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} CPU cores, "
+        f"{torch.cuda.get_device_name() if CUDA else 'no GPU'}, {'bfloat16' if has_bf16(DEVICE) else 'float32'}"
+    )
     for section in sys.argv[1:] or ["samplers", "loading", "loop", "naive", "evaluation", "gpu"]:
         with tempfile.TemporaryDirectory() as folder:
             globals()[section](*[folder] * (section in ("loading", "naive")))

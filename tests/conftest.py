@@ -78,6 +78,8 @@ def child(script, argv, folder, env, setup):
 def start(script, argv, folder, env=(), setup=None):
     """Start `script argv` in `folder`, which gets files stdout and stderr; a Process."""
     Path(folder).mkdir(parents=True, exist_ok=True)
+    for name in ("stdout", "stderr"):
+        (Path(folder) / name).unlink(missing_ok=True)
     process = context.Process(target=child, args=(script, argv, str(folder), dict(env), setup))
     process.start()
     return process

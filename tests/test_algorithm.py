@@ -84,13 +84,27 @@ def printed_algorithm(model, sets, lambdas, thetas):
         for B_CBS, B_RRS in zip(cbs, rrs, strict=True):
             l_CBS = l_RRS = l_SS = torch.zeros(())
             if lambdas[0]:
-                l_CBS = F.cross_entropy(model.h(model.phi(images[B_CBS])), torch.tensor(labels[B_CBS]))
+                l_CBS = F.cross_entropy(
+                    model.h(model.phi(images[B_CBS])), torch.tensor(labels[B_CBS])
+                )
             if lambdas[1]:
-                l_RRS = F.cross_entropy(model.h_a(model.phi(images[B_RRS])), torch.tensor(labels[B_RRS]))
+                l_RRS = F.cross_entropy(
+                    model.h_a(model.phi(images[B_RRS])), torch.tensor(labels[B_RRS])
+                )
             if lambdas[2]:
-                both = [i for B, weight in zip((B_CBS, B_RRS), lambdas, strict=False) if weight for i in B]
-                turned = [np.rot90(images[i].numpy(), int(k), (1, 2)) for i, k in zip(both, thetas[m], strict=True)]
-                l_SS = F.cross_entropy(model.h_s(model.phi(torch.from_numpy(np.stack(turned)))), thetas[m])
+                both = [
+                    i
+                    for B, weight in zip((B_CBS, B_RRS), lambdas, strict=False)
+                    if weight
+                    for i in B
+                ]
+                turned = [
+                    np.rot90(images[i].numpy(), int(k), (1, 2))
+                    for i, k in zip(both, thetas[m], strict=True)
+                ]
+                l_SS = F.cross_entropy(
+                    model.h_s(model.phi(torch.from_numpy(np.stack(turned)))), thetas[m]
+                )
             L_Final = lambdas[0] * l_CBS + lambdas[1] * l_RRS + lambdas[2] * l_SS
             gradients = torch.autograd.grad(L_Final, parameters, allow_unused=True)
             rate = LR * (1 + math.cos(math.pi * m / M)) / 2
@@ -103,22 +117,34 @@ def printed_algorithm(model, sets, lambdas, thetas):
 
 
 @pytest.mark.parametrize("lambdas", [(0.5, 1, 1), (2, 0, 3), (0, 1, 0), (1, 0.5, 0)])
-def test_two_epochs_of_the_training_function_equal_the_printed_algorithm(sets, tmp_path, monkeypatch, lambdas):
+def test_two_epochs_of_the_training_function_equal_the_printed_algorithm(
+    sets, tmp_path, monkeypatch, lambdas
+):
     theirs, state, thetas = run(sets, tmp_path, monkeypatch, "--lambdas", *map(str, lambdas))
     losses = np.array(list(printed_algorithm(theirs, sets, lambdas, thetas)))
     assert len(losses) == 6
     for epoch, row in enumerate(state["record"]):
         ours = [row[k] for k in ("l_CBS", "l_RRS", "l_SS", "L_Final")]
-        np.testing.assert_allclose(ours, losses[3 * epoch : 3 * epoch + 3].mean(0), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(dict(theirs.state_dict()), dict(state["model"]), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            ours, losses[3 * epoch : 3 * epoch + 3].mean(0), rtol=1e-4, atol=1e-6
+        )
+    torch.testing.assert_close(
+        dict(theirs.state_dict()), dict(state["model"]), rtol=1e-3, atol=1e-4
+    )
 
 
-def test_rotation_augmentation_adds_the_rotated_twins_to_the_class_losses(sets, tmp_path, monkeypatch):
+def test_rotation_augmentation_adds_the_rotated_twins_to_the_class_losses(
+    sets, tmp_path, monkeypatch
+):
     """Table 5, the first iteration's losses: the mean of those of the images and of their twins."""
     monkeypatch.setattr(train.Losses, "means", lambda self, epoch: (first[:3], [[0.0] * 4] * 2))
     first = []
     add = train.Losses.add
-    monkeypatch.setattr(train.Losses, "add", lambda self, l, *b: (first.extend(x.item() for x in l), add(self, l, *b)))
+    monkeypatch.setattr(
+        train.Losses,
+        "add",
+        lambda self, l, *b: (first.extend(x.item() for x in l), add(self, l, *b)),
+    )
     model, _, thetas = run(sets, tmp_path, monkeypatch, "--rotation-augmentation")
     labels = torch.from_numpy(sets["train"].labels)
     B_CBS = next(iter(ClassBalancedSampler(labels.numpy(), S, Z, seed=3)))
@@ -126,7 +152,9 @@ def test_rotation_augmentation_adds_the_rotated_twins_to_the_class_losses(sets, 
     expected = []
     for head, B, theta in ((model.h, B_CBS, thetas[0][:S]), (model.h_a, B_RRS, thetas[0][S:])):
         plain = sets["train"].images[B]
-        twins = [np.rot90(image.numpy(), int(k), (1, 2)) for image, k in zip(plain, theta, strict=True)]
+        twins = [
+            np.rot90(image.numpy(), int(k), (1, 2)) for image, k in zip(plain, theta, strict=True)
+        ]
         both = torch.cat([plain, torch.from_numpy(np.stack(twins))])
         expected.append(F.cross_entropy(head(model.phi(both)), labels[B].repeat(2)).item())
     np.testing.assert_allclose(first[:3], [*expected, 0], rtol=1e-4)
@@ -137,7 +165,12 @@ def test_theta_is_uniform_and_another_in_each_epoch_and_of_each_seed(sets, tmp_p
     drawn = torch.cat(thetas)
     assert len(thetas) == 6 and len({tuple(theta.tolist()) for theta in thetas}) == 6
     assert set(drawn.tolist()) == {0, 1, 2, 3}
-    seeds = {train.seed_of(seed, epoch, rank) for seed in range(9) for epoch in range(9) for rank in range(9)}
+    seeds = {
+        train.seed_of(seed, epoch, rank)
+        for seed in range(9)
+        for epoch in range(9)
+        for rank in range(9)
+    }
     assert len(seeds) == 9**3
 
 
@@ -165,7 +198,10 @@ def test_cross_entropy_is_pytorchs_and_0_with_a_gradient_for_an_empty_batch():
     Y = torch.arange(7) % 4
     mean, each = cross_entropy(logits, Y)
     torch.testing.assert_close(mean, F.cross_entropy(logits, Y))
-    torch.testing.assert_close(each, torch.stack([F.cross_entropy(x[None], y[None]) for x, y in zip(logits, Y, strict=True)]))
+    torch.testing.assert_close(
+        each,
+        torch.stack([F.cross_entropy(x[None], y[None]) for x, y in zip(logits, Y, strict=True)]),
+    )
     mean, each = cross_entropy(logits[:0], Y[:0])
     mean.backward()
     assert mean == 0 and each.shape == (0,) and not logits.grad.any()
@@ -187,7 +223,9 @@ def test_phi_has_the_published_number_of_parameters(arch):
     width = 512 if arch in ("resnet10", "resnet18", "resnet34") else 2048
     with torch.device("meta"):
         model = Model(arch, C=7)
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    count = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
+    }
     heads = {"h": 512 * 7 + 7, "h_a": 512 * 7 + 7, "h_s": 512 * 4 + 4}
     assert count == {"phi": backbone + 512 * width + 512, **heads}
 
@@ -243,7 +281,9 @@ def test_what_a_lecturer_copies_stands_alone():
     exec(copied, names)
     B = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
     assert torch.equal(names["rotate"](B, torch.arange(4)), rotate(B, torch.arange(4)))
-    assert names["cross_entropy"](torch.zeros(2, 4), torch.tensor([0, 1]))[0] == pytest.approx(math.log(4))
+    assert names["cross_entropy"](torch.zeros(2, 4), torch.tensor([0, 1]))[0] == pytest.approx(
+        math.log(4)
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
