@@ -1,8 +1,10 @@
 """Overall and many / medium / low-shot accuracy. Sec. 4.2; exports what Figures 3 and 4 draw.
 
-row = shot_accuracy(labels, predictions, N_c)     # {"Many": 95.9, "Medium": ..., ...}
+    row = shot_accuracy(labels, predictions, N_c)     # {"Many": 95.9, "Medium": ..., ...}
 
-python evaluate.py runs/RUN/last.pt [--split val] [--export FILE.npz]
+    python evaluate.py runs/RUN/last.pt [--split val] [--export FILE.npz]
+
+The shots are those of the training set, whatever split is evaluated.
 """
 
 import argparse

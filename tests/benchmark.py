@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 from torchvision import transforms as v1
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import train  # noqa: E402
-import evaluate  # noqa: E402
-from data import LongTailed, load, read_image  # noqa: E402
-from model import Model, has_bf16  # noqa: E402
-from sampler import ClassBalancedSampler, JointBatchSampler  # noqa: E402
+import evaluate
+import train
+from data import LongTailed, load, read_image
+from model import Model, has_bf16
+from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSampler
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -38,7 +38,7 @@ def clock():
 
 
 def turns(rounds, **functions):
-    """Seconds of each function, the median over rounds in which all take their turn, after one unmeasured round."""
+    """Seconds of each function: the median over rounds in which all take turns."""
     taken = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, function in functions.items():
@@ -67,15 +67,15 @@ def jpegs(folder, n, classes=8):
     return paths, np.sort(np.arange(n) % classes)
 
 
-def settings(**changed):
-    """train.py's defaults, but for what is changed."""
-    args = train.flags().parse_args([])
-    vars(args).update(changed)
+def parse(*flags):
+    """train.py's settings by its flags."""
+    args = train.parse([str(flag) for flag in flags])
+    args.precision = "bfloat16" if args.amp and has_bf16(DEVICE) else "float32"
     return args
 
 
 def photographs(folder, labels, size):
-    """The training split of a data set of lists over `folder`'s JPEG files, as train.py reads it."""
+    """The training split of a dataset of lists over `folder`'s JPEG files, as train.py reads it."""
     for split in ("train", "val", "test"):
         Path(folder, f"bench_{split}.txt").write_text(
             "".join(f"{i}.jpg {y}\n" for i, y in enumerate(labels))
@@ -133,48 +133,42 @@ def samplers():
     seconds = {}
     for N in (10**5, 10**6, 10**7):
         labels = np.repeat(np.arange(1000), N // 1000)
-        before, start = resident(), time.perf_counter()
-        sampler = JointBatchSampler(labels, 128, 4, M=N // 128)
-        built = time.perf_counter() - start
-        rrs, m = sampler.samplers[1], iter(range(1, N))
+        before = resident()
         start = time.perf_counter()
-        rrs.batch(1)  # the permutation, paid once an epoch
-        permutation = (time.perf_counter() - start) / (N // 128)
-        memory = (resident() - before) / N
-        draw = (
-            turns(
-                20, both=lambda: [s.batch(next(m)) for _ in range(100) for s in sampler.samplers]
-            )["both"]
-            / 200
+        joint = JointBatchSampler(
+            ClassBalancedSampler(labels, 128, 4), RegularRandomSampler(N, 128)
         )
-        seconds[N] = 2 * draw + permutation
-    row(
-        "time of a batch [B_CBS; B_RRS] of 10^7 images over that of 10^5",
-        f"{seconds[10**7] / seconds[10**5]:.2f}",
-        "within 1.20",
-    )
-    row(
-        "time of a batch of 10^6 images over that of 10^5",
-        f"{seconds[10**6] / seconds[10**5]:.2f}",
-        "within 1.20",
-    )
+        batches = iter(joint)
+        next(batches)  # the index is built, and the epoch's permutation drawn
+        built = time.perf_counter() - start
+        memory = (resident() - before) / N
+        draw = turns(20, batches=lambda: [next(batches) for _ in range(30)])  # noqa: B023
+        seconds[N] = draw["batches"] / 30
+    for N in (10**7, 10**6):
+        ratio = seconds[N] / seconds[10**5]
+        row(
+            f"time of a batch [B_CBS; B_RRS] of {N:,} images over that of 100,000",
+            f"{ratio:.2f}",
+            "1.20",
+        )
     row("milliseconds for it", f"{1000 * seconds[10**7]:.2f}")
-    row("seconds to build from 10^7 labels", f"{built:.2f}", "under 5")
-    row("bytes per image in the index, 10^7 images", f"{memory:.0f}", "at most 100")
+    row("seconds to build from 10^7 labels, with the first permutation", f"{built:.2f}", "under 5")
+    row("bytes per image in both, 10^7 images", f"{memory:.0f}", "at most 100")
     labels = np.repeat(np.arange(1000), 1000)
-    ours, naive = ClassBalancedSampler(labels, 128), iter(ListShuffling(labels, 4))
+    ours = iter(ClassBalancedSampler(labels, 128))
+    naive = iter(ListShuffling(labels, 4))
     weights = torch.ones(len(labels), dtype=torch.double)
-    numbers, n = iter(range(1, 10**6)), 128 * 500
+    n = 128 * 500
     t = turns(
         5,
-        ours=lambda: [ours.batch(next(numbers)).tolist() for _ in range(500)],
+        ours=lambda: [next(ours) for _ in range(500)],
         naive=lambda: [next(naive) for _ in range(n)],
         weighted=lambda: list(WeightedRandomSampler(weights, n)),
     )
     row("CBS indices/s", f"{n / t['ours']:,.0f}")
     row("... over a shuffling iterator per class", f"{t['naive'] / t['ours']:.2f}")
     row(
-        "... over WeightedRandomSampler (10^6 images, 500 batches drawn at once)",
+        "... over WeightedRandomSampler (10^6 images, 500 batches at once)",
         f"{t['weighted'] / t['ours']:.2f}",
     )
 
@@ -209,7 +203,7 @@ def loading(folder):
     t = turns(
         7,
         plain=lambda: torch.utils.data.default_collate([plain[i] for i in range(64)]),
-        ours=lambda: torch.utils.data.default_collate([ours[i, i] for i in range(64)]),
+        ours=lambda: torch.utils.data.default_collate([ours[i] for i in range(64)]),
         decode=lambda: [read_image(p) for p in paths],
         pillow=lambda: [Image.open(p).convert("RGB") for p in paths],
     )
@@ -223,7 +217,7 @@ def loading(folder):
     row("decoding alone over Pillow's", f"{t['pillow'] / t['decode']:.2f}")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     names = [f"train/n{i:08}/n{i:08}_{i}.JPEG" for i in range(10**6)]
-    for what, index in (("NumPy bytes, as here", np.array(names, "S")), ("a list of str", names)):
+    for what, index in (("a NumPy array, as here", np.array(names)), ("a list of str", names)):
         batches = iter(DataLoader(Names(index), batch_size=1000, num_workers=2))
         seen = [private(w.pid) for _ in batches for w in batches._workers if w.is_alive()]
         row(
@@ -232,98 +226,101 @@ def loading(folder):
         )
 
 
-def bare_step(model, optimizer, images, targets, amp):
-    """Forward, backward and SGD step on images in memory; nothing else."""
-    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=amp):
-        loss = F.cross_entropy(model(images), targets)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
-
-def bare(recipe, n, size, C):
-    """bare_step for n images of the recipe's network."""
-    model, optimizer = train.build(settings(**recipe), C)
+def bare(args, n, C):
+    """Forward, backward and SGD step of the settings' network on n images in memory."""
+    model, optimizer, _ = train.build(args, C, 1000, DEVICE, None)
     optimizer.param_groups[0]["lr"] = 0.01
-    images = torch.randint(256, (n, 3, size, size), dtype=torch.uint8).to(DEVICE)
+    images = torch.randint(256, (n, 3, args.size, args.size), dtype=torch.uint8).to(DEVICE)
     targets = torch.randint(C, (n,)).to(DEVICE)
-    return lambda: bare_step(model, optimizer, images, targets, has_bf16(DEVICE))
+
+    def step():
+        loss = F.cross_entropy(model(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
-def loop_ratio(recipe, sets, n, size, block):
-    """Images/s of the whole loop of train.py, and that over the bare step's, in blocks turn by turn."""
-    step, algorithm_1, original = (
-        bare(recipe, n, size, len(sets["train"].N_c)),
-        train.algorithm_1,
-        evaluate.load_data,
-    )
-    spent = {"loop": [], "bare": []}
+def against(args, sets, other, block):
+    """train.py's own loop and calls of `other`, in blocks turn by turn: the medians over the blocks
+    of the loop's seconds an iteration, and of the ratio of other's seconds to the loop's."""
+    spent = []
+    mark = 0.0
+    line = train.Progress.line
 
-    def interleaved(*args):
-        start = clock()
-        for i, result in enumerate(algorithm_1(*args), 1):
-            yield result
-            if i % block == 0:
-                middle = clock()
-                for _ in range(block):
-                    step()
-                end = clock()
-                spent["loop"].append(middle - start)
-                spent["bare"].append(end - middle)
-                start = clock()
+    def interleaved(progress, epoch, m, losses):
+        nonlocal mark
+        line(progress, epoch, m, losses)
+        if m % block == 0:
+            middle = clock()
+            for _ in range(block):
+                other()
+            end = clock()
+            spent.append(((middle - mark) / block, (end - middle) / block))
+            mark = clock()
 
-    train.algorithm_1, evaluate.load_data = interleaved, lambda *args: sets
-    with tempfile.TemporaryDirectory() as out:
-        stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
-        train.train(settings(out=out, **recipe))
-        sys.stdout = stdout
-    train.algorithm_1, evaluate.load_data = algorithm_1, original
-    ratios = [b / a for a, b in zip(spent["loop"][1:], spent["bare"][1:])]
-    return n * block / statistics.median(spent["loop"][1:]), statistics.median(ratios)
+    load_data = train.load
+    stdout = sys.stdout
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        args.out = f"{folder}/run"
+        train.load = lambda *how: sets
+        train.Progress.line = interleaved
+        sys.stdout = nowhere
+        try:
+            train.train(args, DEVICE)
+        finally:
+            train.load = load_data
+            train.Progress.line = line
+            sys.stdout = stdout
+    loop_seconds = statistics.median(ours for ours, _ in spent[1:])
+    return loop_seconds, statistics.median(theirs / ours for ours, theirs in spent[1:])
 
 
 def loop():
     print(f"Whole loop over the bare forward, backward and SGD step, {DEVICE.type}")
     sets = load("glyphs_lt")
     for split in ("val", "test"):
-        sets[split].images, sets[split].labels = sets[split].images[:128], sets[split].labels[:128]
-    speed, ratio = loop_ratio(train.RECIPES["glyphs_lt"] | dict(epochs=3), sets, 512, 32, 8)
-    row("glyphs_lt, resnet10, images/s through phi", f"{speed:,.0f}")
+        sets[split] = LongTailed(sets[split].images[:128], sets[split].labels[:128], C=62)
+    args = parse("--epochs", 3)
+    seconds, ratio = against(args, sets, bare(args, 512, 62), 8)
+    row("resnet10, 32 pixels, glyphs_lt in memory, images/s through phi", f"{512 / seconds:,.0f}")
     row("... over the bare step", f"{ratio:.3f}", "0.97 on the CPU")
     if CUDA:
-        images, labels = (
-            torch.randint(256, (4096, 3, 224, 224), dtype=torch.uint8),
-            np.arange(4096) % 100,
-        )
-        sets = {
-            split: LongTailed(images[:n], labels[:n])
-            for split, n in (("train", 4096), ("val", 512), ("test", 512))
-        }
-        speed, ratio = loop_ratio(dict(arch="resnet50", epochs=2), sets, 512, 224, 10)
-        row("resnet50, 224 pixels, data in memory, images/s through phi", f"{speed:,.0f}")
+        images = torch.randint(256, (4096, 3, 224, 224), dtype=torch.uint8)
+        labels = np.arange(4096) % 100
+        splits = {"train": 4096, "val": 512, "test": 512}
+        sets = {split: LongTailed(images[:n], labels[:n]) for split, n in splits.items()}
+        args = parse("--data", "any", "--arch", "resnet50", "--epochs", 2)
+        seconds, ratio = against(args, sets, bare(args, 512, 100), 10)
+        row("resnet50, 224 pixels, data in memory, images/s through phi", f"{512 / seconds:,.0f}")
         row("... over the bare step", f"{ratio:.3f}", "0.95 on an H200")
 
 
 def naive(folder):
-    S, Z, size = 32, 4, 64
+    S = 32
+    size = 64
     print(
-        f"Whole iteration from JPEG files over the naive form, S = {S}, {size} pixels, {DEVICE.type}, no loading processes"
+        f"Whole iteration from JPEG files over the naive form, S = {S}, {size} pixels, "
+        f"{DEVICE.type}, no workers"
     )
     paths, labels = jpegs(folder, 256)
     dataset = Photos(paths, labels, size)
-    cbs = iter(DataLoader(dataset, S, sampler=ListShuffling(labels, Z)))
+    cbs = iter(DataLoader(dataset, S, sampler=ListShuffling(labels, 4)))
     rrs = iter(DataLoader(dataset, S, sampler=torch.utils.data.RandomSampler(dataset, True, 10**6)))
-    model, optimizer = train.build(settings(), 8)
+    flags = ["--data", "bench", "--size", size, "--batch-size", S, "--workers", 0, "--epochs", 5]
+    model, optimizer, _ = train.build(parse(*flags), 8, 1000, DEVICE, None)
     model = model.to(memory_format=torch.contiguous_format)
-    resnet = model.phi[1]  # the naive form's images are normalised while they are loaded
+    resnet = model.phi.resnet  # the naive form's images are normalised while they are loaded
 
     def naive_iteration():
-        (B_CBS, Y_CBS), (B_RRS, Y_RRS) = (
-            (x.to(DEVICE), y.to(DEVICE)) for x, y in (next(cbs), next(rrs))
-        )
+        B_CBS, Y_CBS = (x.to(DEVICE) for x in next(cbs))
+        B_RRS, Y_RRS = (x.to(DEVICE) for x in next(rrs))
         both = torch.cat([B_CBS, B_RRS])
         theta = torch.randint(4, (2 * S,))
-        B_theta = torch.stack([image.rot90(int(k), (1, 2)) for image, k in zip(both, theta)])
+        B_theta = torch.stack(
+            [image.rot90(int(k), (1, 2)) for image, k in zip(both, theta, strict=True)]
+        )
         loss = (
             0.5 * F.cross_entropy(model.h(resnet(B_CBS)), Y_CBS)
             + F.cross_entropy(model.h_a(resnet(B_RRS)), Y_RRS)
@@ -334,38 +331,29 @@ def naive(folder):
         optimizer.step()
         loss.item()
 
-    def ours(amp):
-        model, optimizer = train.build(settings(), 8)
-        args = settings(batch_size=S, workers=0)
-        batches = train.training_batches(args, photographs(folder, labels, size), 0, 10**6)
-        return train.algorithm_1(
-            list(model.children()), optimizer, batches, args.lambdas, False, 0, 10**6, amp
-        )
-
-    float32, mixed = ours(False), ours(has_bf16(DEVICE))
-    t = turns(25, naive=naive_iteration, float32=lambda: next(float32), mixed=lambda: next(mixed))
-    row(
-        "this project over the naive form, both in float32",
-        f"{t['naive'] / t['float32']:.2f}",
-        "1.6 on the CPU",
-    )
-    row("... with bfloat16 autocast where the hardware has it", f"{t['naive'] / t['mixed']:.2f}")
+    sets = {"train": photographs(folder, labels, size)}
+    for split in ("val", "test"):  # in memory, and small
+        sets[split] = LongTailed(torch.zeros(8, 3, size, size, dtype=torch.uint8), np.arange(8))
+    _, ratio = against(parse(*flags, "--no-amp"), sets, naive_iteration, 2)
+    row("this project over the naive form, both in float32", f"{ratio:.2f}")
+    _, ratio = against(parse(*flags), sets, naive_iteration, 2)
+    row("... with bfloat16 autocast where the hardware has it", f"{ratio:.2f}", "1.6 on the CPU")
 
 
 def evaluation():
     print(f"Evaluation over the bare forward pass, {DEVICE.type}")
-    model, n = Model("resnet10", 62).to(DEVICE), 2048
+    model, n = Model("resnet10", 62, amp=has_bf16(DEVICE)).to(DEVICE), 2048
     images, labels = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), np.arange(n) % 62
-    dataset, amp, resident_images = LongTailed(images, labels), has_bf16(DEVICE), images.to(DEVICE)
+    dataset = LongTailed(images, labels)
+    resident_images = images.to(DEVICE)
 
     @torch.inference_mode()
     def forward():
         model.eval()
         for i in range(0, n, 256):
-            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=amp):
-                model(resident_images[i : i + 256])
+            model(resident_images[i : i + 256])
 
-    t = turns(40, bare=forward, evaluate=lambda: evaluate.predict(model, dataset, True))
+    t = turns(40, bare=forward, evaluate=lambda: evaluate.predict(model, dataset))
     row("resnet10, 32 pixels, 2,048 images in memory", f"{t['bare'] / t['evaluate']:.3f}", "0.95")
 
 
@@ -375,13 +363,14 @@ def gpu():
     from torch.utils.flop_counter import FlopCounterMode
 
     print(
-        f"Training speed, {torch.cuda.get_device_name()}, bfloat16, 512 images of 224 pixels an iteration"
+        f"Training speed, {torch.cuda.get_device_name()}, bfloat16, "
+        "512 images of 224 pixels an iteration"
     )
     a = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
     peak = 10 * 2 * 8192**3 / turns(9, matmul=lambda: [a @ a for _ in range(10)])["matmul"]
     row("measured bf16 peak, TFLOP/s", f"{peak / 1e12:.0f}")
     for arch in ("resnet10", "resnet50"):
-        step = bare(dict(arch=arch), 512, 224, 1000)
+        step = bare(parse("--data", "any", "--arch", arch), 512, 1000)
         with FlopCounterMode(display=False) as counter:
             step()
         seconds = turns(20, step=step)["step"]
@@ -392,7 +381,8 @@ def gpu():
 if __name__ == "__main__":
     print(
         f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} CPU cores, "
-        f"{torch.cuda.get_device_name() if CUDA else 'no GPU'}, {'bfloat16' if has_bf16(DEVICE) else 'float32'}"
+        f"{torch.cuda.get_device_name() if CUDA else 'no GPU'}, "
+        f"{'bfloat16' if has_bf16(DEVICE) else 'float32'}"
     )
     for section in sys.argv[1:] or ["samplers", "loading", "loop", "naive", "evaluation", "gpu"]:
         with tempfile.TemporaryDirectory() as folder:

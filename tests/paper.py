@@ -11,10 +11,12 @@ train.py. The figures need matplotlib and scikit-learn.
 
 import argparse
 import csv
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -103,7 +105,7 @@ def parse(argv):
     add("--workers", type=int, default=1, help="of each run; numbers depend on it (default: 1)")
     add("--Z", help="images per class in B_CBS (default: train.py's)")
     add("--out", metavar="DIR", help="where the runs go (default: runs/paper-NAME-ARCH)")
-    add("--figures", metavar="DIR", help="also draw the figures of the first seed, as SVG")
+    add("--figures", metavar="DIR", help="also draw the figures, as SVG")
     args, args.flags = parser.parse_known_args(argv)
     if min(args.jobs, args.threads) < 1:
         parser.error("--jobs and --threads: must be 1 or more")
@@ -266,8 +268,248 @@ def verdicts(args, results):
             print(f"- {verdict}: {'; '.join(texts) or 'none'}")
 
 
+# ------------------------------------------------------------------------------ figures
+COLOURS = {  # of a method, in every figure; Okabe and Ito's, for colour-blind readers, too
+    "RRS-Only": "#0072B2",
+    "CBS-Only": "#D55E00",
+    "CBS+RRS": "#009E73",
+    "CBS+RRS+SS": "#00503A",
+}
+SHOT_COLOURS = {  # marker, colours of the most and of the least frequent class; no method's hues
+    "many shot": ("o", "#4B0082", "#D9B3F0"),
+    "medium shot": ("s", "#7A5200", "#F5CB3A"),
+    "low shot": ("^", "#101010", "#C4C4C4"),
+}
+NAMES = {
+    "imagenet_lt": "ImageNet-LT",
+    "places_lt": "Places-LT",
+    "cifar10_lt": "CIFAR-10-LT",
+    "cifar100_lt": "CIFAR-100-LT",
+    "tinyimagenet_lt": "Tiny-ImageNet-LT",
+}
+
+
+def drawing_tools(args):
+    """pyplot and TSNE. Exits with one line where the figures can't be drawn."""
+    try:
+        import matplotlib.pyplot
+        import sklearn.manifold
+    except ImportError as error:
+        sys.exit(f"--figures: {error.name} is missing; pip install matplotlib scikit-learn")
+    missing = [row for row in COLOURS if row not in args.rows]
+    if missing:
+        sys.exit(f"--figures: name these rows, too: {' '.join(missing)}")
+    matplotlib.use("Agg")
+    return matplotlib.pyplot, sklearn.manifold.TSNE
+
+
+def figures(args, destination):
+    """dilemma.svg, of all seeds; Figures 2, 3 and 4, of the first."""
+    plt, TSNE = drawing_tools(args)
+    plt.rcParams.update({"svg.hashsalt": "paper", "svg.fonttype": "none", "figure.dpi": 72})
+    plt.rcParams["axes.titlesize"] = "medium"
+    os.makedirs(destination, exist_ok=True)
+    runs = {row: export(args, row) for row in COLOURS}
+    N_c = runs["CBS+RRS"]["N_c"]
+    order = np.argsort(-N_c, kind="stable")  # the most frequent class first
+    bounds = [(N_c >= 100).sum(), (N_c > 20).sum()]  # many | medium | low in that order
+    what = f"{name_of(args.data, args.arch)}, seed {args.seeds[0]}"
+
+    def save(name, size, draw, *content):
+        figure = plt.figure(figsize=size, layout="constrained")
+        draw(figure, *content)
+        figure.savefig(Path(destination, name), metadata={"Date": None}, dpi=150)
+        plt.close(figure)
+
+    save("dilemma.svg", (9, 4.3), dilemma, args)
+    save("figure2.svg", (9, 3.8), figure2, args, what, N_c, order)
+    save("figure3.svg", (9, 5.4), figure3, runs, what, order, bounds)
+    save("figure4.svg", (9, 9.5), figure4, runs, what, order, bounds, TSNE)
+
+
+def name_of(data, arch):
+    return f"{NAMES.get(data.lower(), data)}, {arch.replace('resnet', 'ResNet-')}"
+
+
+def export(args, row):
+    """What evaluate.py exports of the first seed's run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run = folder(args, row, args.seeds[0])
+        command = [sys.executable, ROOT / "evaluate.py", run / "last.pt"]
+        command += ["--export", f"{scratch}/run.npz", "--workers", str(args.workers)]
+        command += ["--root", args.root] * (args.root is not None)
+        env = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+        subprocess.run(command, env=env, stdout=subprocess.DEVNULL, check=True)
+        with np.load(f"{scratch}/run.npz") as arrays:
+            return dict(arrays)
+
+
+def dilemma(figure, args):
+    """Head against tail accuracy: the paper's Table 1, and this code over all seeds."""
+    left, right = figure.subplots(1, 2)
+    table1 = PAPER["imagenet_lt", "resnet10"]
+    theirs = {row: np.array([table1[row]])[:, [0, 2]] for row in COLOURS}
+    left.set_title(f"The paper\n{name_of('imagenet_lt', 'resnet10')}")
+    ours = {}
+    for row in COLOURS:
+        results = [result(args, row, seed) for seed in args.seeds]
+        ours[row] = np.array([[x["Many"], x["Low"]] for x in results])
+    n = len(args.seeds)
+    spread = f"mean ± deviation of {n} seeds" if n > 1 else f"seed {args.seeds[0]}"
+    right.set_title(f"This code\n{name_of(args.data, args.arch)}, {spread}")
+    figure.supxlabel("accuracy on head classes, those with ≥ 100 training images (%)", size=10)
+    figure.supylabel("accuracy on tail classes, those with ≤ 20 (%)", size=10)
+    panels = [(left, theirs), (right, ours)]
+    if np.isnan(list(ours.values())).any():
+        how = {"ha": "center", "transform": right.transAxes}
+        right.text(0.5, 0.5, f"{args.data} has no head or no tail class", **how)
+        panels.pop()
+    for axis, points in panels:
+        scatter(axis, points)
+    figure.draw_without_rendering()  # lays the axes out: pixels are known from here on
+    for axis, points in panels:
+        name_all(axis, points)
+
+
+def spread_of(x):
+    """Standard deviation over the seeds of [seeds, 2], 0 of one."""
+    return x.std(0, ddof=1) if len(x) > 1 else np.zeros(2)
+
+
+def scatter(axis, points):
+    """{row: accuracies on head and tail [seeds, 2]} as means with deviations."""
+    for row, x in points.items():
+        width, height = spread_of(x)
+        axis.errorbar(*x.mean(0), height, width, "none", ecolor=COLOURS[row], capsize=3)
+        how = {"color": COLOURS[row], "markersize": 9, "markeredgecolor": "white"}
+        axis.plot(*x.mean(0), "o", **how)
+    baselines = [points["CBS-Only"].mean(0), points["RRS-Only"].mean(0)]
+    axis.plot(*np.transpose(baselines), "--", color="grey", zorder=0)
+    axis.margins(0.35, 0.2)
+    axis.locator_params(nbins=5)
+
+
+def name_all(axis, points):
+    """Write names beside the line and the points, so that none covers another thing."""
+    from matplotlib.transforms import Bbox
+
+    taken = name_line(axis, points["CBS-Only"].mean(0), points["RRS-Only"].mean(0))
+    for x in points.values():
+        for bar in np.diag(spread_of(x)):
+            taken.append(axis.transData.transform([x.mean(0) - bar, x.mean(0) + bar]))
+    taken = [Bbox(x).padded(5) for x in taken]
+    for row, x in points.items():
+        taken.append(name_point(axis, row, x.mean(0), taken))
+
+
+def name_line(axis, CBS, RRS):
+    """Write along the line between the baselines what it is; [corners] of what both cover."""
+    start, end = axis.transData.transform([CBS, RRS])
+    covered = [(p, p) for p in np.linspace(start, end, 99)]
+    right, up = end - start
+    if right > 0 > up:  # else one baseline is better on both
+        beside = np.array([up, -right]) / np.hypot(up, right) * 10  # towards the lower left
+        how = {"ha": "center", "va": "center", "rotation_mode": "anchor", "color": "0.35"}
+        how |= {"textcoords": "offset points", "rotation": np.degrees(np.arctan2(up, right))}
+        axis.annotate("the dilemma: one or the other", (CBS + RRS) / 2, beside, **how)
+        covered += [(p + beside, p + beside) for p, _ in covered]
+    return covered
+
+
+def name_point(axis, row, point, taken):
+    """Write the name beside the point, where it covers least of what is `taken`; its box."""
+    how = {"color": COLOURS[row], "weight": "bold", "textcoords": "offset points"}
+    text = axis.annotate(row, point, (0, 0), **how)
+
+    def move(spot):
+        far, (x, y) = spot
+        how = {"ha": ("center", "left", "right")[x], "va": ("center", "bottom", "top")[y]}
+        text.set(position=(far * x, far * y), **how)
+        return text.get_window_extent()
+
+    def covers(spot):
+        box = move(spot)
+        outside = 2 - axis.bbox.count_contains([box.min, box.max])
+        return box.count_overlaps(taken) + 99 * outside
+
+    sides = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (-1, -1), (1, -1)]
+    return move(min(itertools.product((9, 14, 20), sides), key=covers))
+
+
+def figure2(figure, args, what, N_c, order):
+    """The mean training loss of a tail class and of a head class, epoch by epoch."""
+    figure.suptitle(f"Fig. 2: training loss of a tail class and a head class; {what}")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, y, kind in zip(axes, (order[-1], order[0]), ("Tail", "Head"), strict=True):
+        for row, column in ("RRS-Only", f"l_RRS_{y}"), ("CBS-Only", f"l_CBS_{y}"):
+            with open(folder(args, row, args.seeds[0]) / "record.csv") as file:
+                losses = [float(epoch[column]) for epoch in csv.DictReader(file)]
+            axis.plot(range(1, len(losses) + 1), losses, ".-", color=COLOURS[row], label=row)
+        axis.set(title=f"{kind} class, {N_c[y]:,} training images", xlabel="epoch")
+    axes[0].set(ylabel="mean training loss of the class (nats)", ylim=(0, None))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+
+def figure3(figure, runs, what, order, bounds):
+    """The accuracy gain of CBS+RRS over each baseline, class by class."""
+    figure.suptitle(f"Fig. 3: accuracy gain per class; {what}")
+    axes = figure.subplots(2, 1, sharex=True, sharey=True)
+    C = len(order)
+    for axis, base in zip(axes, ("RRS-Only", "CBS-Only"), strict=True):
+        gain = runs["CBS+RRS"]["class_accuracy"] - runs[base]["class_accuracy"]
+        axis.stairs(gain[order], fill=True, color=COLOURS[base])
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set(title=f"CBS+RRS over {base}", ylabel="gain (points)", xlim=(0, C))
+        right = axis.twinx()
+        right.stairs(runs["CBS+RRS"]["N_c"][order], baseline=None, color="0.45")
+        right.set(yscale="log", ylabel="training images (grey line)")
+        right.yaxis.set_major_formatter("{x:,.0f}")
+        for bound in bounds:
+            axis.axvline(bound, color="black", linestyle=":")
+    axes[1].set_xlabel("classes, the most frequent first; dotted borders: many | medium | low shot")
+
+
+def figure4(figure, runs, what, order, bounds, TSNE):
+    """Features of six classes of each shot by t-SNE, and the classifiers' weight norms."""
+    figure.suptitle(f"Fig. 4: test features by t-SNE, classifier weights; {what}")
+    axes = figure.subplots(2, 2).flat
+    marks = marks_of(order, bounds)
+    rows = "RRS-Only", "CBS-Only", "CBS+RRS+SS"
+    for axis, row in zip(axes, rows, strict=False):
+        labels = runs[row]["labels"]
+        keep = np.concatenate([np.flatnonzero(labels == y)[:50] for y in marks])
+        tsne = TSNE(random_state=0, perplexity=min(30, len(keep) / 4))
+        places = tsne.fit_transform(runs[row]["features"][keep])
+        for y, (shot, marker, colour) in marks.items():
+            how = {"marker": marker, "color": colour, "s": 9, "rasterized": True}
+            label = f"{shot}, class {y}: {runs[row]['N_c'][y]:,} images"
+            axis.scatter(*places[labels[keep] == y].T, label=label, **how)
+        axis.set(title=f"Features, {row}", xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    for row in rows:
+        axes[3].plot(runs[row]["weight_norms"][order], color=COLOURS[row], label=row)
+    axes[3].set_title("Weights of the classifier", pad=28)
+    axes[3].set(xlabel="classes, the most frequent first", ylabel="l2 norm of a class's weights")
+    axes[3].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+
+
+def marks_of(order, bounds):
+    """{class: (shot, marker, colour)} of six classes of each shot, evenly from its order."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    marks = {}
+    for shot, classes in zip(SHOT_COLOURS, np.split(order, bounds), strict=True):
+        marker, dark, light = SHOT_COLOURS[shot]
+        shades = LinearSegmentedColormap.from_list(shot, [dark, light], 6)
+        chosen = np.unique(np.linspace(0, len(classes) - 1, 6).astype(int)) if len(classes) else []
+        marks |= {classes[i]: (shot, marker, shades(n)) for n, i in enumerate(chosen)}
+    return marks
+
+
 def main(argv=None):
     args = parse(argv)
+    if args.figures:
+        drawing_tools(args)  # what is missing is said now, not after the runs
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         train_all(args)
