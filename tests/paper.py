@@ -203,7 +203,8 @@ def cell(values, spread):
     """Mean and spread over the seeds; a dash for an empty shot."""
     if np.isnan(values).all():
         return "–"
-    return f"{np.mean(values):.1f}" + (f" ± {spread:.1f}" if len(values) > 1 else "")
+    mean = round(float(np.mean(values)), 1) + 0  # no -0.0
+    return f"{mean:.1f}" + (f" ± {spread:.1f}" if len(values) > 1 else "")
 
 
 def table(args, results):
@@ -250,7 +251,8 @@ def verdicts(args, results):
     mean = mean_of(args, results)
 
     def margin(r, shot, rows):
-        return min(r[a][shot] - r[b][shot] for a, b in zip(rows, rows[1:], strict=False))
+        worst = min(r[a][shot] - r[b][shot] for a, b in zip(rows, rows[1:], strict=False))
+        return round(worst, 9)  # the sums of equal means may differ in their last digits
 
     for text, shot, rows in ORDERINGS:
         if set(rows) <= set(args.rows) and not np.isnan(mean[rows[0]][shot]):
@@ -357,8 +359,8 @@ def dilemma(figure, args):
     n = len(args.seeds)
     spread = f"mean ± deviation of {n} seeds" if n > 1 else f"seed {args.seeds[0]}"
     right.set_title(f"This code\n{name_of(args.data, args.arch)}, {spread}")
-    figure.supxlabel("accuracy on head classes, those with ≥ 100 training images (%)", size=10)
-    figure.supylabel("accuracy on tail classes, those with ≤ 20 (%)", size=10)
+    figure.supxlabel("accuracy (%) on head classes, ≥ 100 training images each", size=10)
+    figure.supylabel("accuracy (%) on tail classes, ≤ 20 images each", size=10)
     panels = [(left, theirs), (right, ours)]
     if np.isnan(list(ours.values())).any():
         how = {"ha": "center", "transform": right.transAxes}
