@@ -34,7 +34,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 class InputError(ValueError):
     """A user's mistake, said in one line."""
 
-    def __str__(self):  # a loading process puts its traceback before the line
+    def __str__(self):  # from a loading process: its traceback, 'data.InputError: ', the line
         return super().__str__().strip().splitlines()[-1].removeprefix("data.InputError: ")
 
 
@@ -114,6 +114,10 @@ def oddities(sets):
     if same_list(sets):
         lines.append("val and test are the same list: a choice of this dataset")
     for split in "val", "test":
+        if absent := (sets[split].N_c == 0).sum():
+            lines.append(
+                f"{absent} classes have no {split} image and take no part in {split} accuracy"
+            )
         if overlap := sets[split].overlap:
             lines.append(f"warning: {overlap:,} {split} images are training images, too")
     return lines
@@ -135,7 +139,9 @@ def read_image(path):
                     return io.decode_jpeg(file, "RGB", apply_exif_orientation=True)
                 except RuntimeError:
                     pass
-        image = ImageOps.exif_transpose(Image.open(path))
+        with open(path, "rb") as file:  # by its path Pillow would map it, and turn it wrongly
+            image = ImageOps.exif_transpose(Image.open(file))
+            image.load()
         if image.mode.startswith("I;16"):  # 16 bits, which convert() would clip
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode in ("I", "F"):
@@ -159,8 +165,10 @@ def colour_jitter(image, strength=0.4):
         if step == 0:  # contrast: towards the image's mean grey
             mean = A @ x.mean(1, keepdim=True) + b
             A, b = factor * A, factor * b + (1 - factor) * grey @ mean
-        else:  # 1, brightness: towards black; 2, saturation: towards each pixel's grey
-            blend = factor * torch.eye(3) + (step - 1) * (1 - factor) * grey
+        elif step == 1:  # brightness: towards black
+            A, b = factor * A, factor * b
+        else:  # saturation: towards each pixel's grey
+            blend = factor * torch.eye(3) + (1 - factor) * grey
             A, b = blend @ A, blend @ b
     return torch.addmm(b, A, x).clamp_(0, 255).to(torch.uint8).view(image.shape)
 
@@ -268,7 +276,8 @@ def image_lists(name, root):
         path = os.path.join(root, f"{name}_{split}.txt")
         paths, labels = read_list(path)
         classes = classes or set(labels)
-        absent = min(set(range(len(classes) + 1)) - classes)  # the first that training lacks
+        # The first class that training lacks: a gap in its labels, or the one after the last.
+        absent = min(set(range(len(classes) + 1)) - classes)
         if max(labels) >= absent:
             raise InputError(
                 f"{path}: label {max(labels)}, but class {absent} has no training image"
@@ -373,7 +382,7 @@ def disagreeing_classes(sets):
     return faults
 
 
-def make(args, root):
+def make(args, source, root):
     """Sec. 4.1: write ROOT/NAME_{train,val,test}.txt of --from's CLASS/*, nothing shared between
     them: a balanced test and val, then training images by the Pareto rule. The largest folders
     get the largest counts, in random order where they are equal. NAME_classes.txt has the
@@ -382,14 +391,15 @@ def make(args, root):
     for file in files:
         if os.path.exists(file):
             raise InputError(f"{file} exists; take another name or remove it")
-    source = os.path.realpath(args.source)
+    folder = source
+    source = os.path.realpath(source)
     classes = sorted(f.name for f in os.scandir(source) if f.is_dir() and f.name[0] != ".")
     if len(classes) < 2:
-        raise InputError(f"{args.source}: needs folders of images of two or more classes")
+        raise InputError(f"{folder}: needs folders of images of two or more classes")
     label_of = {name: label for label, name in enumerate(classes)}
     images = [[] for _ in classes]
     for path, label in make_dataset(source, label_of, IMG_EXTENSIONS, allow_empty=True):
-        if not os.path.basename(path).startswith("."):
+        if "/." not in path[len(source) :]:
             images[label].append(os.path.relpath(path, os.path.realpath(root)))
 
     rng = np.random.default_rng(args.seed)
@@ -413,6 +423,18 @@ def make(args, root):
         print(f"{file}: {len(part):,} lines")
 
 
+def check_counts(args, parser):
+    """Refuse what --make cannot use, as argparse does."""
+    if not 1 <= args.min <= args.max:
+        parser.error("--min must be 1 or more, and not above --max")
+    if not 0.1 <= args.alpha <= 100:
+        parser.error("--alpha must be 0.1 to 100")
+    if args.val < 1 or args.test < 1 or args.seed < 0:
+        parser.error("--val and --test must be 1 or more, --seed 0 or more")
+    if args.make.lower() in BUILT_IN:
+        parser.error(f"--make {args.make}: the name of a built-in dataset")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description="Describe a dataset, or make a long-tailed one of a folder of images.",
@@ -422,35 +444,41 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("describe").add_argument
-    add("--data", default="glyphs_lt", metavar="NAME", help="dataset (default: glyphs_lt)")
+    add("--data", metavar="NAME", help="dataset (default: glyphs_lt)")
     add("--root", metavar="DIR", help="dataset folder (default: data; with --make, its --from)")
     add("--check", action="store_true", help="decode every image, compare classes across splits")
-    add("--imbalance", type=float, default=100, help="N_max / N_min of CIFAR-LT (default: 100)")
+    add("--imbalance", type=float, metavar="F", help="N_max / N_min of CIFAR-LT (default: 100)")
     add = parser.add_argument_group("make").add_argument
     add("--make", metavar="NAME", help="write lists ROOT/NAME_{train,val,test}.txt")
-    add("--from", dest="source", metavar="DIR", help="folder with one folder of images a class")
-    add("--max", type=int, default=1280, help="largest training class (default: 1280)")
-    add("--min", type=int, default=5, help="smallest training class (default: 5)")
-    add("--alpha", type=float, default=6, help="exponent of the Pareto rule (default: 6)")
-    add("--val", type=int, default=20, help="validation images of a class (default: 20)")
-    add("--test", type=int, default=50, help="test images of a class (default: 50)")
-    add("--seed", type=int, default=0, help="random seed of the choice of images (default: 0)")
+    add("--from", metavar="DIR", help="folder with one folder of images a class")
+    add("--max", type=int, metavar="N", help="largest training class (default: 1280)")
+    add("--min", type=int, metavar="N", help="smallest training class (default: 5)")
+    add("--alpha", type=float, metavar="A", help="exponent of the Pareto rule (default: 6)")
+    add("--val", type=int, metavar="N", help="validation images of a class (default: 20)")
+    add("--test", type=int, metavar="N", help="test images of a class (default: 50)")
+    add("--seed", type=int, metavar="N", help="random seed of the choice of images (default: 0)")
     args = parser.parse_args(argv)
+    made = {"max": 1280, "min": 5, "alpha": 6.0, "val": 20, "test": 50, "seed": 0}
+    given = {k for k, v in vars(args).items() if v is not None and v is not False}
+    useless = given & ({"data", "check", "imbalance"} if args.make else {*made, "from"})
+    if args.data is None or not args.data.lower().startswith("cifar"):
+        useless |= given & {"imbalance"}
+    if useless:
+        parser.error(f"--{min(useless)} has no effect here")
     if args.make:
-        if not args.source:
+        source = vars(args)["from"]
+        vars(args).update({key: made[key] for key in made.keys() - given})
+        if not source:
             parser.error("--make needs --from DIR")
-        if not 1 <= args.min <= args.max:
-            parser.error("--min must be 1 or more, and not above --max")
-        if args.val < 1 or args.test < 1 or args.alpha <= 0 or args.seed < 0:
-            parser.error("--val, --test, --alpha must be above 0, --seed not below")
-        if args.make.lower() in BUILT_IN:
-            parser.error(f"--make {args.make}: the name of a built-in dataset")
-        return make(args, args.root or args.source)
-    if not args.imbalance >= 1:
+        check_counts(args, parser)
+        return make(args, source, args.root or source)
+    name = args.data or "glyphs_lt"
+    imbalance = 100 if args.imbalance is None else args.imbalance
+    if not imbalance >= 1:
         parser.error("--imbalance must be 1 or more")
-    if args.check and args.data.lower() in BUILT_IN:
-        parser.error(f"--check has no effect on {args.data}, which has no image files")
-    sets = load(args.data, args.root or "data", None, args.imbalance, splits=())
+    if args.check and name.lower() in BUILT_IN:
+        parser.error(f"--check has no effect on {name}, which has no image files")
+    sets = load(name, args.root or "data", None, imbalance, splits=())
     describe(sets)
     if args.check:
         check(sets)

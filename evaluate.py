@@ -21,6 +21,8 @@ from data import CORES, SPLITS, InputError, load, loader
 from model import Model, has_bf16
 
 LAYOUT = "to-balance-or-not-to-balance 3"  # of a checkpoint
+FIELDS = {"method": str, "settings": dict, "root": str, "lists": dict, "N_c": list, "epoch": int}
+FIELDS |= {"workers": int, "threads": int, "record": list, "model": dict, "optimizer": dict}
 
 
 def shots(N_c):
@@ -75,7 +77,7 @@ def predict(model, dataset, workers=0, rank=0, world=1):
     if predicted:
         predictions[rank::world] = torch.cat(predicted)
     if world > 1:
-        dist.all_reduce(predictions)
+        dist.all_reduce(predictions)  # the others' are 0 here
     model.train()
     return predictions.cpu().numpy(), features
 
@@ -119,6 +121,8 @@ def load_checkpoint(path):
         raise InputError(f"{path}: not a checkpoint ({type(error).__name__}), or damaged") from None
     if layout != LAYOUT:
         raise InputError(f"{path}: layout {layout!r}; only the version that wrote it reads it")
+    if not all(isinstance(checkpoint.get(key), kind) for key, kind in FIELDS.items()):
+        raise InputError(f"{path}: not a checkpoint, or damaged")
     return checkpoint
 
 
@@ -131,7 +135,7 @@ def load_model(checkpoint, device):
     if not settings["lambdas"][0]:
         model.h = model.h_a  # RRS-Only has one classifier
     model.load_state_dict(checkpoint["model"])
-    return model.to(device)
+    return model
 
 
 def main(argv=None):
@@ -152,25 +156,28 @@ def main(argv=None):
     if args.workers < 0:
         parser.error("--workers must be 0 or more")
     checkpoint = load_checkpoint(args.checkpoint)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         settings = checkpoint["settings"]
         N_c = checkpoint["N_c"]
-        lists = checkpoint["lists"]
-        model = load_model(checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        train_list = checkpoint["lists"]["train list"]
+        own_list = checkpoint["lists"][f"{args.split} list"]
+        model = load_model(checkpoint, device)
         where = settings["data"], args.root or checkpoint["root"]
         how = settings["size"], settings["imbalance"]
         title = f"{checkpoint['method']} on {where[0]}, {settings['arch']}"
         title += f", epoch {checkpoint['epoch']} of {settings['epochs']}"
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         raise InputError(f"{args.checkpoint}: not a checkpoint, or damaged") from None
     sets = load(*where, *how, splits=[args.split])
-    if sets["train"].fingerprint != lists["train list"]:
+    if sets["train"].fingerprint != train_list:
         raise InputError(f"{where[0]} in {where[1]}: its train list is not the one trained with")
     dataset = sets[args.split]
+    dataset.transform = sets["test"].transform  # also of training images: no augmentation
     print(title)
-    if dataset.fingerprint != lists[f"{args.split} list"]:
+    if dataset.fingerprint != own_list:
         print(f"the {args.split} list in {where[1]} is not the one that training used")
-    predictions, features = predict(model, dataset, args.workers)
+    predictions, features = predict(model.to(device), dataset, args.workers)
     report(args.split, dataset, predictions, N_c)
     if args.export:
         np.savez(

@@ -35,7 +35,7 @@ from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSample
 # ------------------------------------------------------------------------------ Algorithm 1
 def train(args, device, rank=0, world=1):
     """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`."""
-    sets, batches, checkpoint = start(args, device, rank, world)
+    sets, batches, checkpoint = prepare(args, rank, world)
     record = checkpoint["record"] if checkpoint else []
     if len(record) == args.epochs and os.path.exists(f"{args.out}/test.csv"):
         return print("already finished; --out DIR starts a new run") if rank == 0 else None
@@ -43,8 +43,12 @@ def train(args, device, rank=0, world=1):
     M = args.epochs * len(batches)
     model, optimizer, schedule = build(args, len(N_c), M, device, checkpoint)
     phi, h, h_a, h_s = parallel(model, world)
+    together(lambda: make_folder(args) if rank == 0 else None)
+    if rank == 0:
+        print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
-    # Images of B_CBS, B_RRS and B_theta in this process. Where a lambda is 0 its batch is empty.
+    # Images of B_CBS, B_RRS and B_theta in this process. Where a lambda is 0 its batch is empty,
+    # and its loss 0: so Eq. 2 needs no cases. B_theta is of all images, or of none.
     S_CBS = args.batch_size // world if lambda_1 else 0
     S_RRS = args.batch_size // world if lambda_2 else 0
     S_theta = S_CBS + S_RRS if lambda_3 or args.rotation_augmentation else 0
@@ -61,7 +65,7 @@ def train(args, device, rank=0, world=1):
             Y_CBS, Y_RRS = Y.split([S_CBS, S_RRS])
             theta = torch.randint(4, (S_theta,), device=device)
             B_theta = rotate(B[:S_theta], theta)  # line 9
-            if args.rotation_augmentation:  # Table 5: B_theta joins the class losses instead
+            if args.rotation_augmentation:  # Table 5: the same inputs, in the class losses alone
                 B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
                 B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
                 B_theta, theta = B_theta[:0], theta[:0]
@@ -110,20 +114,20 @@ def cross_entropy(logits, Y):
 
 
 # ------------------------------------------------------------------------------ before the loop
-def start(args, device, rank, world):
-    """The data, the batches, and the checkpoint to go on from, None for a new run. Makes the run's
-    folder and prints the settings. Raises InputError."""
-    first = together(lambda: load_data(args) if rank == 0 else None)  # CIFAR is downloaded once
-    sets = together(lambda: first or load_data(args))
+def prepare(args, rank, world):
+    """The data, the batches, and the checkpoint to go on from, None for a new run. Sets
+    args.method, the paper's name of it. Raises InputError."""
+    first = together(lambda: load_data(args) if rank == 0 else None)  # it may download CIFAR
+    sets = together(lambda: first or load_data(args))  # now the others
     batches = together(training_batches, args, sets["train"], rank, world)
     mine = settings(args, world) | fingerprints(sets)
     checkpoint = together(find_checkpoint, args, mine)
-    args.method = together(lambda: checkpoint["method"] if checkpoint else method(args))
-    mine |= {"method": args.method, "epoch": checkpoint["epoch"] if checkpoint else 0}
+    mine["epoch"] = checkpoint["epoch"] if checkpoint else 0
     together(compare, mine, gather(mine)[0], "the first process's")
-    together(lambda: make_folder(args) if rank == 0 else None)
-    if rank == 0:
-        print_settings(args, sets, len(batches), checkpoint, f"{world} x {device.type}")
+    if checkpoint:
+        args.method = checkpoint["method"]  # the run of --init is not needed any more
+    else:
+        args.method = together(method, args)
     return sets, batches, checkpoint
 
 
@@ -172,13 +176,12 @@ def compare(mine, theirs, whose):
     """Raises InputError where a setting differs."""
     for key, value in mine.items():
         if value != theirs.get(key):
-            flag = key if " " in key or key in ("processes", "precision") else f"--{key}"
-            flag = flag.replace("_", "-")
-            raise InputError(f"{flag} {value} differs from {whose} ({theirs.get(key)})")
+            name = key.replace("_", "-")
+            raise InputError(f"{name} {value} differs from {whose} ({theirs.get(key)})")
 
 
-def tasks(args):
-    """What is trained, in the paper's words."""
+def trained(args):
+    """The tasks that have a weight, in the paper's words: CBS+RRS+SS, RRS-Only."""
     weighted = zip(("CBS", "RRS", "SS"), args.lambdas, strict=True)
     names = [task for task, weight in weighted if weight]
     name = "+".join(names) if len(names) > 1 else f"{names[0]}-Only"
@@ -187,9 +190,8 @@ def tasks(args):
 
 def method(args):
     """The paper's name of the whole training. Raises InputError where --init can't be used."""
-    name = tasks(args)
     if not args.init:
-        return name
+        return trained(args)
     source = load_checkpoint(args.init)
     theirs = source["settings"]
     if source["epoch"] < theirs["epochs"]:
@@ -197,9 +199,9 @@ def method(args):
     for key in "arch", "small_stem":
         if theirs[key] != vars(args)[key]:
             raise InputError(f"--init {args.init}: its {key} is {theirs[key]}")
-    if (name, source["method"]) == ("CBS-Only", "RRS-Only"):
+    if (trained(args), source["method"]) == ("CBS-Only", "RRS-Only"):
         return "ftRRS+CBS"  # Table 3
-    return f"{name} from {source['method']}"
+    return f"{trained(args)} from {source['method']}"
 
 
 def make_folder(args):
@@ -212,30 +214,34 @@ def make_folder(args):
         os.remove(left)
 
 
-def print_settings(args, sets, steps, checkpoint, processes):
+def print_settings(args, sets, steps, checkpoint, device, world):
     N_c = sets["train"].N_c
+    threads = torch.get_num_threads()
+    stem = ", small stem" if args.small_stem else ""
+    Z = f", Z {args.Z}" if args.lambdas[0] else ""
+    pretrained = f", pre-trained layers' lr {args.lr_pretrained:g}" if args.pretrained else ""
+    lambdas = " ".join(f"{x:g}" for x in args.lambdas)
     print(
         f"{args.method} on {args.data}: {len(N_c)} classes, {N_c.sum():,} images "
         f"({N_c.max():,} to {N_c.min():,} per class)"
     )
     print(
-        f"{args.arch}{', pre-trained' * args.pretrained}{', small stem' * args.small_stem}, "
-        f"{args.epochs} epochs x {steps} iterations, S {args.batch_size}, Z {args.Z}, "
-        f"lr {args.lr:g}, lambdas {' '.join(f'{x:g}' for x in args.lambdas)}, seed {args.seed}"
+        f"{args.arch}{stem}, {args.epochs} epochs x {steps} iterations, S {args.batch_size}{Z}, "
+        f"lr {args.lr:g}{pretrained}, lambdas {lambdas}, seed {args.seed}"
     )
     print(
         f"{args.size} pixels, momentum {args.momentum:g}, weight decay {args.weight_decay:g}; "
-        f"{processes}, {args.precision}"
+        f"{world} x {device.type}, {args.precision}"
     )
     print(f"output: {args.out}")
     for line in oddities(sets):
         print(line)
-    for key, now in ("workers", args.workers), ("threads", torch.get_num_threads()):
+    for key, now in ("workers", args.workers), ("threads", threads):
         if checkpoint and checkpoint[key] != now:
             print(f"{key}: {now}, {checkpoint[key]} before: the last digits will differ")
-    if processes.endswith("cpu") and not processes.startswith("1 "):
+    if device.type == "cpu" and world > 1:
         print("BatchNorm is not synchronised on CPUs: other numbers than those of one process")
-    if processes.endswith("cpu") and os.getloadavg()[0] > CORES > 1 < torch.get_num_threads():
+    if device.type == "cpu" and threads > 1 and os.getloadavg()[0] > CORES:
         print("this CPU is busy: OMP_NUM_THREADS=1 may be faster")
     sys.stdout.flush()
 
@@ -247,7 +253,7 @@ def build(args, C, M, device, checkpoint):
     amp = args.precision == "bfloat16"
     model = Model(args.arch, C, pretrained=fetch, small_stem=args.small_stem, amp=amp)
     if not args.lambdas[0]:
-        model.h = model.h_a  # RRS-Only: its one classifier predicts
+        model.h = model.h_a  # no B_CBS trains h: RRS-Only predicts by its one classifier
     if args.init and not checkpoint:
         source = load_checkpoint(args.init)["model"]
         phi = {k.removeprefix("phi."): v for k, v in source.items() if k.startswith("phi.")}
@@ -274,7 +280,8 @@ def build(args, C, M, device, checkpoint):
 
 
 def parallel(model, world):
-    """phi, h, h_a, h_s; of many processes, with the gradients averaged over all."""
+    """phi, h, h_a, h_s; of many processes, with the gradients averaged over all. Each is wrapped
+    once, as the loop calls it: h may be h_a."""
     if world == 1:
         return model.phi, model.h, model.h_a, model.h_s
     if torch.cuda.is_available():
@@ -347,24 +354,25 @@ class Progress:
         if now - self.shown > self.every:
             self.shown = now
             l = losses.tasks / losses.iterations  # to print it is to wait for the device
-            self.print(epoch, m, l.tolist(), f"   m {m:,} of {self.M:,}".ljust(31), self.clear)
+            middle = f"   m {m:,} of {self.M:,}".ljust(31)
+            self.show(epoch, m, l.tolist(), middle, end="" if self.clear else "\n")
 
     def row(self, epoch, m, l, accuracy):
         """After an epoch, and its checkpoint."""
         many, medium, low, overall = (cell(x, 1) for x in accuracy.values())
-        self.print(epoch, m, l, f"  {many:>6}  {medium:>6}{low:>6}  {overall:>7}", "")
+        self.show(epoch, m, l, f"  {many:>6}  {medium:>6}{low:>6}  {overall:>7}", end="\n")
         self.last = self.shown = time.perf_counter()
 
-    def print(self, epoch, m, l, middle, rewritten):
+    def show(self, epoch, m, l, middle, end):
         if self.silent:
             return
         per_second = self.iterations / self.seconds
+        left = clock((self.M - m) / per_second)
         l = [x if weight else math.nan for x, weight in zip(l, self.args.lambdas, strict=True)]
-        start = f"{epoch + 1:3}/{self.args.epochs}".ljust(6) + "".join(
-            f"{cell(x, 3):>7}" for x in l
-        )
-        end = f"  {self.images * per_second:8,.0f}  {clock((self.M - m) / per_second):>5}"
-        print(self.clear + start + middle + end, end="" if rewritten else "\n", flush=True)
+        line = f"{epoch + 1:3}/{self.args.epochs}".ljust(6)
+        line += "".join(f"{cell(x, 3):>7}" for x in l)
+        line += f"{middle}  {self.images * per_second:8,.0f}  {left:>5}"
+        print(self.clear + line, end=end, flush=True)
 
 
 def cell(x, digits):
@@ -378,9 +386,10 @@ def clock(seconds):
 
 
 def record_row(args, epoch, m, l, accuracy, by_class):
-    """An epoch's row of record.csv."""
+    """An epoch's row of record.csv; NaN for a task that is not trained."""
     row = {"epoch": epoch + 1, "iteration": m}
-    row |= dict(zip(("l_CBS", "l_RRS", "l_SS"), l, strict=True))
+    for task, loss, weight in zip(("l_CBS", "l_RRS", "l_SS"), l, args.lambdas, strict=True):
+        row[task] = loss if weight else math.nan
     row["L_Final"] = sum(weight * x for weight, x in zip(args.lambdas, l, strict=True))
     row |= {f"val_{shot}": a for shot, a in accuracy.items()}
     for task, losses in zip(("l_CBS", "l_RRS"), by_class, strict=True):  # Fig. 2
@@ -389,7 +398,7 @@ def record_row(args, epoch, m, l, accuracy, by_class):
 
 
 def save(args, world, sets, record, model, optimizer, schedule):
-    """The checkpoint and record.csv, after a whole epoch; nothing else of a run is ever saved."""
+    """The checkpoint and record.csv, after a whole epoch: all that a run goes on from."""
     state = {
         "layout": LAYOUT,
         "method": args.method,
@@ -421,9 +430,7 @@ def write(path, content):
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        raise InputError(
-            f"{path} can't be written ({error.strerror}); the last one is whole"
-        ) from None
+        raise InputError(f"{path} can't be written ({error.strerror})") from None
 
 
 # ------------------------------------------------------------------------------ many processes
@@ -455,19 +462,17 @@ def together(step, *args):
 # ------------------------------------------------------------------------------ command line
 # Sec. 4.4, and reference [19] where it is silent.
 RECIPES = {
+    "imagenet_lt": {"epochs": 90, "lr": 0.1, "size": 224, "pretrained": False},  # and all others
+    "places_lt resnet152": {"epochs": 30, "pretrained": True},  # dataset and arch: Table 1
+    "tinyimagenet_lt": {"size": 64},
+    "cifar10_lt": {"epochs": 20, "size": 32},  # for a CPU, as the next two
+    "cifar100_lt": {"epochs": 30, "size": 32},
     "glyphs_lt": {"epochs": 5, "lr": 0.03, "size": 32},
-    "imagenet_lt": {"epochs": 90, "lr": 0.1, "size": 224},
-    "places_lt": {"epochs": 90, "lr": 0.1, "size": 224},
-    "places_lt resnet152": {"epochs": 30, "lr": 0.1, "size": 224, "pretrained": True},  # Table 1
-    "cifar10_lt": {"epochs": 20, "lr": 0.1, "size": 32},  # for a CPU, as the next
-    "cifar100_lt": {"epochs": 30, "lr": 0.1, "size": 32},
-    "tinyimagenet_lt": {"epochs": 90, "lr": 0.1, "size": 64},
-    "any other": {"epochs": 90, "lr": 0.1, "size": 224},
 }
 
 
-def parse(argv):
-    """The settings: flags, then the recipe of the dataset for what was not given."""
+def flags():
+    """The command line. None: by the recipe of the dataset, or not given."""
     parser = argparse.ArgumentParser(
         description="Train by Algorithm 1. Where the default is 'by the dataset' flags override "
         "its recipe: RECIPES in train.py.",
@@ -512,29 +517,25 @@ def parse(argv):
     add("--seed", type=int, default=0, help="random seed (default: 0)")
     add("--out", metavar="DIR", help="folder of the run (default: runs/ and its settings)")
     add("--resume", action="store_true", help="go on with the run in its folder, or start it")
+    return parser
+
+
+def parse(argv):
+    """The settings: flags, then the recipe of the dataset for what was not given."""
+    parser = flags()
     args = parser.parse_args(argv)
-    given = {key for key, value in vars(args).items() if value is not None}
+    given = {key for key, value in vars(args).items() if value is not None}  # for no_effect
 
     name = args.data.lower()
-    recipe = RECIPES.get(name, RECIPES["any other"]) | RECIPES.get(f"{name} {args.arch}", {})
-    recipe |= {"pretrained": recipe.get("pretrained", False), "root": "data", "imbalance": 100.0}
+    recipe = RECIPES["imagenet_lt"] | RECIPES.get(name, {}) | RECIPES.get(f"{name} {args.arch}", {})
+    recipe |= {"root": "data", "imbalance": 100.0}
     recipe |= {"Z": 4, "lr_pretrained": 0.001, "workers": min(16, CORES)}
     recipe |= {"lambdas": [0.5, 1.0, 0.0 if args.rotation_augmentation else 1.0]}
     for key, value in recipe.items():
         if getattr(args, key) is None:
             setattr(args, key, value)
 
-    lowest = {"epochs": 1, "batch_size": 2, "Z": 1, "size": 32, "imbalance": 1, "workers": 0}
-    lowest |= {"lr": 0, "lr_pretrained": 0, "momentum": 0, "weight_decay": 0, "seed": 0}
-    for key, low in lowest.items():
-        if not low <= getattr(args, key) < (2**32 if key == "seed" else math.inf):
-            parser.error(f"--{key.replace('_', '-')} {getattr(args, key)}: must be {low} or more")
-    if not all(0 <= weight < math.inf for weight in args.lambdas) or not any(args.lambdas[:2]):
-        parser.error("--lambdas: must be 0 or more, and the first or the second above 0")
-    if args.pretrained and args.arch == "resnet10":
-        parser.error("--pretrained: resnet10 has no pre-trained weights")
-    if args.rotation_augmentation and args.lambdas[2]:
-        parser.error("--rotation-augmentation takes the place of l_SS: its lambda must be 0")
+    check(args, parser)
     no_effect = {
         "imbalance": name not in ("cifar10_lt", "cifar100_lt"),
         "root": name == "glyphs_lt",
@@ -550,9 +551,26 @@ def parse(argv):
     return args
 
 
+def check(args, parser):
+    """Refuse what is out of range, as argparse does."""
+    lowest = {"epochs": 1, "batch_size": 2, "Z": 1, "size": 32, "imbalance": 1, "workers": 0}
+    lowest |= {"lr": 0, "lr_pretrained": 0, "momentum": 0, "weight_decay": 0}
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed {args.seed}: must be 0 to 4294967295")  # torch.manual_seed's 32 bits
+    for key, low in lowest.items():
+        if not low <= getattr(args, key) < math.inf:
+            parser.error(f"--{key.replace('_', '-')} {getattr(args, key)}: must be {low} or more")
+    if not all(0 <= weight < math.inf for weight in args.lambdas) or not any(args.lambdas[:2]):
+        parser.error("--lambdas: must be 0 or more, and the first or the second above 0")
+    if args.pretrained and args.arch == "resnet10":
+        parser.error("--pretrained: resnet10 has no pre-trained weights")
+    if args.rotation_augmentation and args.lambdas[2]:
+        parser.error("--rotation-augmentation takes the place of l_SS: its lambda must be 0")
+
+
 def default_folder(args):
     lambdas = "_".join(f"{x:g}" for x in args.lambdas)
-    name = f"{tasks(args)}-init" if args.init else tasks(args)
+    name = f"{trained(args)}-init" if args.init else trained(args)
     return f"runs/{args.data}-{args.arch}-{name}-{lambdas}-seed{args.seed}"
 
 

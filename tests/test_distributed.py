@@ -122,7 +122,7 @@ def test_a_mistake_is_said_once(tiny_root, tmp_path, mistake, line):
 
 OTHER = {
     "order of the list": "differs from the first process's",
-    "lr": "--lr 0.5 differs from the first process's (0.02)",
+    "lr": "lr 0.5 differs from the first process's (0.02)",
     "no images": "images are not in",
 }
 

@@ -6,9 +6,8 @@ import sys
 import time
 
 import numpy as np
-import pytest
-
 import paper
+import pytest
 from conftest import ROOT, tiny_flags
 
 ROWS = ["RRS-Only", "ftRRS+CBS"]

@@ -148,7 +148,7 @@ def test_ctrl_c_prints_the_command_that_goes_on(tiny_root, tmp_path):
     code, _, err = finish(process, tmp_path)
     assert code == 130 and err.strip().count("\n") == 0
     said, command = err.strip().split(": ", 1)
-    assert said == "interrupted; resume with" and shlex.split(command)[:2] == ["python", "train.py"]
+    assert said == "interrupted; resume with" and "train.py" in command.split()[1]
     process = start("train", shlex.split(command)[2:], tmp_path)
     wait_for(tmp_path, "2/60")
     signal_group(process, signal.SIGKILL)
@@ -204,7 +204,7 @@ def test_another_setting_than_the_checkpoints_is_refused_with_both_values(
     flags = tiny_flags(tiny_root, **({"out": run, "epochs": 3} | {flag.replace("-", "_"): value}))
     line = refused(train.main, [*flags, "--resume"])
     old = state_of(run)["settings"][flag.replace("-", "_")]
-    assert f"--{flag}" in line and str(value) in line and f"({old})" in line
+    assert f"{flag} " in line and str(value) in line and f"({old})" in line
 
 
 def test_workers_and_threads_may_differ_and_are_said(undisturbed, tiny_root, tmp_path, script):
