@@ -38,7 +38,9 @@ def train(args, device, rank=0, world=1):
     sets, batches, checkpoint = prepare(args, rank, world)
     record = checkpoint["record"] if checkpoint else []
     if len(record) == args.epochs and os.path.exists(f"{args.out}/test.csv"):
-        return print("already finished; --out DIR starts a new run") if rank == 0 else None
+        if rank == 0:
+            print(f"{args.method}: already finished; --out DIR starts a new run")
+        return
     N_c = sets["train"].N_c
     M = args.epochs * len(batches)
     model, optimizer, schedule = build(args, len(N_c), M, device, checkpoint)

@@ -42,7 +42,7 @@ def sets():
 
 
 def run(sets, tmp_path, monkeypatch, *flags):
-    """Run train.train in eval mode; the initial model, the trained one, and each iteration's theta."""
+    """Run train.train in eval mode; the initial model, the checkpoint, each iteration's theta."""
     thetas = []
     initial = []
     build = train.build
@@ -69,7 +69,7 @@ def run(sets, tmp_path, monkeypatch, *flags):
 
 
 def printed_algorithm(model, sets, lambdas, thetas):
-    """Algorithm 1 as it is printed, by SGD and cosine written out; yields each iteration's losses."""
+    """Algorithm 1 as it is printed, with SGD and cosine written out; yields the losses."""
     labels = sets["train"].labels
     images = sets["train"].images
     parameters = list(model.parameters())
@@ -209,7 +209,7 @@ def test_cross_entropy_is_pytorchs_and_0_with_a_gradient_for_an_empty_batch():
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_phi_has_the_published_number_of_parameters(arch):
-    """torchvision's documented counts less its 1000-way layer, plus the 512-d layer; ResNet-10 by hand."""
+    """torchvision's counts less its 1000-way layer, plus the 512-d layer; ResNet-10 by hand."""
     blocks = ((64, 64), (64, 128), (128, 256), (256, 512))
     ten = sum(9 * i * o + 9 * o * o + 4 * o + (i != o) * (i * o + 2 * o) for i, o in blocks)
     backbone = {

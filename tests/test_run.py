@@ -209,6 +209,7 @@ def test_another_setting_than_the_checkpoints_is_refused_with_both_values(
 
 def test_workers_and_threads_may_differ_and_are_said(undisturbed, tiny_root, tmp_path, script):
     shutil.copytree(undisturbed[2][0], tmp_path / "run")
+    (tmp_path / "run/test.csv").unlink()
     flags = tiny_flags(tiny_root, out="run", epochs=3, workers=0)
     code, out, _ = script("train", *flags, "--resume")
     assert code == 0 and "workers: 0, 2 before: the last digits will differ" in out
