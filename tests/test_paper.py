@@ -1,6 +1,5 @@
-"""tests/paper.py: a whole table of real runs of a second each, killed in the middle and gone on with."""
+"""tests/paper.py: tables of real runs of a second each, killed, gone on with, and kept apart."""
 
-import re
 import subprocess
 import sys
 import time
@@ -8,128 +7,135 @@ import time
 import numpy as np
 import paper
 import pytest
-from conftest import ROOT, tiny_flags
+from conftest import ROOT, tiny_flags, write_lists
 
 ROWS = ["RRS-Only", "ftRRS+CBS"]
 
 
-def command(root, *argv):
-    flags = tiny_flags(root, batch_size=8, Z=2, epochs=1)
-    return [
-        sys.executable,
-        ROOT / "tests/paper.py",
-        "--rows",
-        *ROWS,
-        "--seeds",
-        "0",
-        "1",
-        "--jobs",
-        "2",
-        *flags,
-        *argv,
-    ]
+def command(root, *argv, rows=ROWS, **extra):
+    flags = tiny_flags(root, epochs=1, workers=1, **extra)
+    return [sys.executable, ROOT / "tests/paper.py", "--rows", *rows, "--seeds", "0", *flags, *argv]
 
 
-def test_a_table_is_killed_in_the_middle_and_gone_on_with(tiny_root, tmp_path, script):
-    flags = command(tiny_root, "--out", "my runs")
-    process = subprocess.Popen(flags, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while not list(tmp_path.glob("my runs/*/test.csv")):
+def finished(argv, folder):
+    return subprocess.run([str(x) for x in argv], cwd=folder, capture_output=True, text=True)
+
+
+def test_a_table_is_killed_gone_on_with_and_refused_for_other_settings(tmp_path, script):
+    root = write_lists(tmp_path / "set")
+    argv = command(root, "--out", "my runs")
+    process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first = tmp_path / "my runs/RRS-Only-seed0"
+    while not (first / "test.csv").exists():
         time.sleep(0.05)
     process.kill()
     process.wait()
-    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("my runs/*/test.csv")}
-    assert 0 < len(first) < 4
-    done = subprocess.run(flags, cwd=tmp_path, capture_output=True, text=True)
+    before = (first / "last.pt").stat().st_mtime_ns
+    done = finished(argv, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert all(path.stat().st_mtime_ns == then for path, then in first.items())  # not trained again
-    rows = [
-        line.split(" | ")
-        for line in done.stdout.splitlines()
-        if line.startswith("| ") and "Flags" not in line
-    ]
-    assert [row[0][2:] for row in rows] == ROWS
-    for name, row in zip(ROWS, rows):
-        overall = []
-        for seed in (0, 1):
-            code, out, _ = script("evaluate", f"my runs/{name}-seed{seed}/last.pt", "--workers", 0)
-            assert code == 0
-            overall.append(float(out.split()[-1]))
-        mean, spread = map(float, row[5].split(" ± "))
-        assert mean == pytest.approx(np.mean(overall), abs=0.051) and spread == pytest.approx(
-            np.std(overall, ddof=1), abs=0.11
-        )
-        assert row[2] == "–"  # no class of many shots
-    assert "The paper's orderings hold on every seed: " in done.stdout
-    again = subprocess.run(flags, cwd=tmp_path, capture_output=True, text=True)
-    assert again.stdout == done.stdout
+    assert (first / "last.pt").stat().st_mtime_ns == before  # not trained again
+    lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()]
+    for row in ROWS:
+        code, out, _ = script("evaluate", f"my runs/{row}-seed0/last.pt", "--workers", 0)
+        assert code == 0
+        printed = next(line for line in lines if line[0] == row)
+        assert printed[4] == out.split()[-1] and printed[1] == "–"  # no class of many shots
+
+    other = [(["--epochs", "3"], "epochs 3 differs"), (["--lr", "0.5"], "lr 0.5 differs")]
+    for flags, said in other:
+        refused = finished([*argv, *flags], tmp_path)
+        assert refused.returncode == 1 and "RRS-Only, seed 0: " in refused.stderr
+        assert said in refused.stderr and "|" not in refused.stdout
+    path = root / "tiny_train.txt"  # another list under the same name
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    refused = finished(argv, tmp_path)
+    assert refused.returncode == 1 and "train list" in refused.stderr
 
 
-def test_verdicts_are_computed(capsys):
-    args = paper.parse(
-        ["--rows", "RRS-Only", "CBS-Only", "CBS+RRS", "CBS+RRS+SS", "--seeds", "0", "1"]
-    )
-    r = dict(Many=1, Medium=1, Low=1, Overall=1)
-    good = {
-        "RRS-Only": r | dict(Many=9, Low=0),
-        "CBS-Only": r,
-        "CBS+RRS": r | dict(Overall=2),
-        "CBS+RRS+SS": r | dict(Overall=3),
-    }
-    paper.table(args, {0: good, 1: good})
-    out = capsys.readouterr().out
-    assert "not here: none" in out and "SS adds +1.0 points to CBS+RRS (standard error 0.0)" in out
-    bad = good | {"CBS+RRS+SS": r | dict(Overall=1.5), "RRS-Only": r | dict(Many=0, Low=0)}
-    paper.table(args, {0: good, 1: bad})
-    out = capsys.readouterr().out
-    nan = {row: good[row] | dict(Many=np.nan) for row in good}
-    paper.table(args, {0: nan, 1: nan})
-    assert "many shot" not in capsys.readouterr().out
-    assert re.search(
-        r"on average only: SS adds to it; RRS-Only the best baseline on many shot\. not here: none",
-        out,
-    )
+def test_each_run_has_one_thread_and_one_worker_whatever_the_jobs(monkeypatch, tmp_path):
+    started = []
+
+    def popen(command, env, **how):
+        started.append((command, env["OMP_NUM_THREADS"]))
+
+    monkeypatch.setattr(paper.subprocess, "Popen", popen)
+    for jobs in ("1", "2"):
+        args = paper.parse(["--jobs", jobs, "--out", str(tmp_path / "runs"), "--Z", "2"])
+        for row in paper.ROWS:
+            paper.start(args, row, 5)
+    for command, threads in started:
+        assert threads == "1" and command[command.index("--workers") + 1] == "1"
+        assert "--resume" in command and command[command.index("--seed") + 1] == "5"
+        assert ("--Z" in command) == (command[-3:] != ["0", "1", "0"])  # RRS-Only has no Z
+    assert len(started) == 2 * len(paper.ROWS)
 
 
-def test_the_papers_column_stands_beside_its_data_set(capsys):
-    args = paper.parse(["--data", "places_lt", "--arch", "resnet50", "--seeds", "0"])
-    r = dict(Many=1, Medium=1, Low=1, Overall=1)
-    paper.table(args, {0: {row: r for row in paper.ROWS}})
-    cells = [
-        line.split(" | ")[-1].strip(" |") for line in capsys.readouterr().out.splitlines()[2:10]
-    ]
-    assert cells == [
-        "19.3",
-        "22.4",
-        "27.8",
-        "28.9",
-        "24.6",
-        "27.1",
-        "25.6",
-        "27.2",
-    ]  # Tables 2 to 5
+@pytest.mark.parametrize(
+    "flags", [["--lambdas", "1", "0", "0"], ["--seed", "3"], ["--init=x.pt"], ["--resume"]]
+)
+def test_flags_that_the_rows_set_are_refused(flags, capsys):
+    with pytest.raises(SystemExit):
+        paper.parse(flags)
+    assert f"{flags[0].partition('=')[0]} is set by the rows and seeds" in capsys.readouterr().err
 
 
-def test_other_flags_have_a_folder_of_their_own():
-    folders = {
-        paper.parse(argv.split()).out
-        for argv in (
-            "",
-            "--lr 0.1",
-            "--epochs 3",
-            "--data cifar10_lt",
-            "--data cifar10_lt --imbalance 1000",
-            "--arch resnet18",
-        )
-    }
-    assert len(folders) == 6
-    assert (
-        paper.parse(["--root", "my photos", "--workers", "3", "--compile"]).out
-        == paper.parse([]).out
-    )
+def test_ftrrs_cbs_needs_rrs_only_and_seeds_count_once(capsys):
+    with pytest.raises(SystemExit):
+        paper.parse(["--rows", "ftRRS+CBS"])
+    assert "name that row, too" in capsys.readouterr().err
     assert paper.parse(["--seeds", "1", "0", "1"]).seeds == [1, 0]
+
+
+SAME = dict.fromkeys(paper.SHOTS, 1.0)
+GOOD = {
+    "RRS-Only": SAME | {"Many": 9.0, "Low": 0.0},
+    "CBS-Only": SAME,
+    "CBS+RRS": SAME | {"Overall": 2.0},
+    "CBS+RRS+SS": SAME | {"Overall": 3.0},
+}
+
+
+def printed(capsys, results, *flags):
+    seeds = [str(seed) for seed in results]
+    args = paper.parse(["--rows", *results[0], "--seeds", *seeds, *flags])
+    paper.table(args, results)
+    return capsys.readouterr().out
+
+
+def verdicts(out):
+    said = [line.removeprefix("- ") for line in out.splitlines() if line.startswith("- ")]
+    return {line.partition(": ")[0]: line.partition(": ")[2] for line in said}
+
+
+def test_verdicts_and_gains_are_those_worked_out_by_hand(capsys):
+    out = printed(capsys, {0: GOOD, 1: GOOD})
+    assert verdicts(out)["not here"] == "none" and "a tie" not in verdicts(out)
+    worse = GOOD | {"CBS+RRS+SS": SAME | {"Overall": 1.4}, "RRS-Only": SAME | {"Low": 1.0}}
+    out = printed(capsys, {0: GOOD, 1: worse})
+    assert "SS adds to CBS+RRS" in verdicts(out)["on average only"]
+    assert "RRS-Only above CBS-Only on many shot" in verdicts(out)["on average only"]
+    # gains of SS: 1 and -0.6, mean 0.2, standard deviation 1.131, standard error 0.8
+    assert "| SS over CBS+RRS | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.2 ± 0.8 |" in out
+    assert "1.4 / 1.0 / 0.0 / 1.0" in out  # Table 1: 52.4 - 51.0, 39.5 - 38.5, ...
+    out = printed(capsys, {0: worse, 1: worse})
+    assert "RRS-Only above CBS-Only on many shot" in verdicts(out)["a tie"]
+    assert "SS adds to CBS+RRS" in verdicts(out)["not here"]
+    empty = {row: GOOD[row] | {"Many": np.nan} for row in GOOD}
+    assert "many shot" not in printed(capsys, {0: empty, 1: empty})
+
+
+def test_the_papers_figures_stand_beside_its_own_dataset_and_network_alone(capsys):
+    out = printed(capsys, {0: GOOD}, "--data", "Places_LT", "--arch", "resnet50")
+    assert "| RRS-Only | 9.0 | 1.0 | 0.0 | 1.0 | 39.1 / 12.0 / 0.3 / 19.3 |" in out
+    for flags in ([], ["--data", "places_lt"], ["--data", "imagenet_lt", "--arch", "resnet18"]):
+        out = printed(capsys, {0: GOOD}, *flags)
+        assert "| RRS-Only | 9.0 | 1.0 | 0.0 | 1.0 |\n" in out and "Paper |\n" not in out
+    assert paper.PAPER["imagenet_lt", "resnet10"]["ftRRS+CBS"] == (48.3, 35.2, 16.4, 37.6)
+    assert paper.PAPER["places_lt", "resnet152"]["CBS+RRS+SS"] == (42.5, 40.6, 32.6, 39.6)
+    assert paper.PAPER["imagenet_lt", "resnet50"]["CBS-Only"] == (51.1, 38.2, 16.7, 40.1)
 
 
 def test_figures_are_refused_in_one_line_where_matplotlib_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit, match="^--figures: matplotlib is missing"):
-        paper.figures(None, tmp_path)
+        paper.main(["--figures", str(tmp_path)])  # before anything is trained
