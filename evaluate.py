@@ -153,8 +153,8 @@ def main(argv=None):
     add("--root", metavar="DIR", help="dataset folder, where it moved since training")
     add("--workers", type=int, default=min(16, CORES), help="loading processes (default: cores)")
     args = parser.parse_args(argv)
-    if args.workers < 0:
-        parser.error("--workers must be 0 or more")
+    if not 0 <= args.workers <= 256:
+        parser.error("--workers must be 0 to 256")
     checkpoint = load_checkpoint(args.checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -559,6 +559,8 @@ def check(args, parser):
     lowest |= {"lr": 0, "lr_pretrained": 0, "momentum": 0, "weight_decay": 0}
     if not 0 <= args.seed < 2**32:
         parser.error(f"--seed {args.seed}: must be 0 to 4294967295")  # torch.manual_seed's 32 bits
+    if args.workers > 256:
+        parser.error(f"--workers {args.workers}: so many processes would take the machine down")
     for key, low in lowest.items():
         if not low <= getattr(args, key) < math.inf:
             parser.error(f"--{key.replace('_', '-')} {getattr(args, key)}: must be {low} or more")

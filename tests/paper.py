@@ -297,7 +297,8 @@ def drawing_tools(args):
         import matplotlib.pyplot
         import sklearn.manifold
     except ImportError as error:
-        sys.exit(f"--figures: {error.name} is missing; pip install matplotlib scikit-learn")
+        package = error.name.partition(".")[0]
+        sys.exit(f"--figures: {package} is missing; pip install matplotlib scikit-learn")
     missing = [row for row in COLOURS if row not in args.rows]
     if missing:
         sys.exit(f"--figures: name these rows, too: {' '.join(missing)}")

@@ -525,7 +525,7 @@ def test_flag_of_data_py_without_effect(root, refused, argv):
         (["none.pt"], "none.pt: no such file"),
         (["--split", "all", "x.pt"], "--split"),
         ([".", "--split", "val"], ".: no such file"),
-        (["x.pt", "--workers", -1], "--workers must be 0 or more"),
+        (["x.pt", "--workers", -1], "--workers must be 0 to 256"),
         (["x.pt", "--workers", "x"], "--workers"),
     ],
 )
