@@ -181,7 +181,7 @@ def pareto(C, N_max, N_min, alpha=6):
 
 
 def glyphs_lt(splits):
-    """The embedded default: 62 characters, 1,280 to 5 training images each (Sec. 4.1)."""
+    """The built-in default: 62 characters, 1,280 to 5 training images each by Sec. 4.1's rule."""
     C = len(GLYPHS)
     parts = []
     for i, N_c in enumerate((pareto(C, 1280, 5), [20] * C, [40] * C)):

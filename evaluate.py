@@ -177,6 +177,8 @@ def main(argv=None):
     print(title)
     if dataset.fingerprint != own_list:
         print(f"the {args.split} list in {where[1]} is not the one that training used")
+    if model.phi.amp != (settings["precision"] == "bfloat16"):
+        print("computed in float32, trained in bfloat16: the last digits may differ")
     predictions, features = predict(model.to(device), dataset, args.workers)
     report(args.split, dataset, predictions, N_c)
     if args.export:

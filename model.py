@@ -31,7 +31,7 @@ class Model(nn.Module):
 
 
 class FeatureExtractor(nn.Module):
-    """phi (Sec. 4.3): ResNet, average pooling, 512-d fully connected layer and ReLU.
+    """phi (Sec. 4.3): ResNet, average pooling, 512-d fully connected layer; a ReLU, as in [19].
     uint8 [B, 3, H, W] -> float32 [B, 512].
 
     pretrained: torchvision's ImageNet weights, of all but that layer. small_stem: a 3 x 3

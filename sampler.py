@@ -57,7 +57,7 @@ class ClassBalancedSampler:
 
 
 def without_replacement(rng, n, size):
-    """`size` of the numbers 0..n-1, none twice. Where size > n, which the paper leaves open,
+    """`size` of the numbers 0..n-1: none twice where size <= n. Else, which the paper leaves open,
     whole random permutations follow one another: each number comes floor or ceil(size / n) times.
     """
     whole = [rng.permutation(n) for _ in range(size // n)]
@@ -118,9 +118,9 @@ if __name__ == "__main__":
     N_c = np.array([1000, 400, 160, 60, 20, 5])  # a long tail
     labels = np.repeat(np.arange(len(N_c)), N_c)
     drawn = []
-    for sampler in ClassBalancedSampler(labels, S=24, Z=4), RegularRandomSampler(len(labels), S=24):
+    for sampler in ClassBalancedSampler(labels, S=12, Z=4), RegularRandomSampler(len(labels), S=12):
         batches = np.concatenate(list(sampler))
         drawn.append(np.bincount(labels[batches], minlength=len(N_c)))
-    print(f"{len(sampler)} batches of 24    drawn by CBS  by RRS   per image  by RRS")
+    print(f"{len(sampler)} batches of 12   drawn by CBS  by RRS   CBS/image  RRS/image")
     for y, (n, cbs, rrs) in enumerate(zip(N_c, *drawn, strict=True)):
-        print(f"class {y}{n:6} images {cbs:13,} {rrs:7,} {cbs / n:11.1f} {rrs / n:7.1f}")
+        print(f"class {y}{n:6} images {cbs:13,} {rrs:7,} {cbs / n:11.1f} {rrs / n:10.1f}")

@@ -1,6 +1,6 @@
 """Training: Algorithm 1 and Eq. 2. Secs. 3.4 and 4.4.
 
-    python train.py                                                     # minutes on a CPU
+    python train.py                                                     # glyphs_lt, on a CPU
     python train.py --data imagenet_lt --arch resnet10 --root DIR       # Table 1, on one GPU
     torchrun --nproc_per_node=8 train.py --data imagenet_lt --root DIR  # ... on 8
 
@@ -50,7 +50,8 @@ def train(args, device, rank=0, world=1):
         print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
     # Images of B_CBS, B_RRS and B_theta in this process. Where a lambda is 0 its batch is empty,
-    # and its loss 0: so Eq. 2 needs no cases. B_theta is of all images, or of none.
+    # and its loss 0: so Eq. 2 needs no cases. B_theta is of all images, or of none: phi sees 4S
+    # images by default.
     S_CBS = args.batch_size // world if lambda_1 else 0
     S_RRS = args.batch_size // world if lambda_2 else 0
     S_theta = S_CBS + S_RRS if lambda_3 or args.rotation_augmentation else 0
@@ -67,7 +68,9 @@ def train(args, device, rank=0, world=1):
             Y_CBS, Y_RRS = Y.split([S_CBS, S_RRS])
             theta = torch.randint(4, (S_theta,), device=device)
             B_theta = rotate(B[:S_theta], theta)  # line 9
-            if args.rotation_augmentation:  # Table 5: the same inputs, in the class losses alone
+            # Table 5: the same inputs as with SS (an image and one random rotation of it, where
+            # Sec. 4.5 says four versions), but all in the class losses.
+            if args.rotation_augmentation:
                 B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
                 B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
                 B_theta, theta = B_theta[:0], theta[:0]
@@ -119,12 +122,14 @@ def cross_entropy(logits, Y):
 def prepare(args, rank, world):
     """The data, the batches, and the checkpoint to go on from, None for a new run. Sets
     args.method, the paper's name of it. Raises InputError."""
-    first = together(lambda: load_data(args) if rank == 0 else None)  # it may download CIFAR
-    sets = together(lambda: first or load_data(args))  # now the others
+    first = together(lambda: load_data(args) if rank == 0 else None)  # the first process alone:
+    # it may download CIFAR; then the others
+    sets = together(lambda: first or load_data(args))
     batches = together(training_batches, args, sets["train"], rank, world)
     mine = settings(args, world) | fingerprints(sets)
     checkpoint = together(find_checkpoint, args, mine)
     mine["epoch"] = checkpoint["epoch"] if checkpoint else 0
+    # All processes must have the same settings, lists and epoch.
     together(compare, mine, gather(mine)[0], "the first process's")
     if checkpoint:
         args.method = checkpoint["method"]  # the run of --init is not needed any more
@@ -462,10 +467,11 @@ def together(step, *args):
 
 
 # ------------------------------------------------------------------------------ command line
-# Sec. 4.4, and reference [19] where it is silent.
+# Sec. 4.4 and, where it is silent, [19] or a choice (README). That of imagenet_lt serves all: a
+# dataset's own settings, then those of 'dataset arch', override it.
 RECIPES = {
-    "imagenet_lt": {"epochs": 90, "lr": 0.1, "size": 224, "pretrained": False},  # and all others
-    "places_lt resnet152": {"epochs": 30, "pretrained": True},  # dataset and arch: Table 1
+    "imagenet_lt": {"epochs": 90, "lr": 0.1, "size": 224, "pretrained": False},
+    "places_lt resnet152": {"epochs": 30, "pretrained": True},  # Table 1
     "tinyimagenet_lt": {"size": 64},
     "cifar10_lt": {"epochs": 20, "size": 32},  # for a CPU, as the next two
     "cifar100_lt": {"epochs": 30, "size": 32},
@@ -517,7 +523,11 @@ def flags():
     add("--no-amp", dest="amp", action="store_false", help=what)
     add = parser.add_argument_group("run").add_argument
     add("--seed", type=int, default=0, help="random seed (default: 0)")
-    add("--out", metavar="DIR", help="folder of the run (default: runs/ and its settings)")
+    add(
+        "--out",
+        metavar="DIR",
+        help="folder of the run (default: runs/DATA-ARCH-METHOD-LAMBDAS-seedN)",
+    )
     add("--resume", action="store_true", help="go on with the run in its folder, or start it")
     return parser
 
@@ -605,7 +615,8 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         launcher = "torchrun ..." if dist.is_torchelastic_launched() else "python"
         again = [*sys.argv, *["--resume"] * ("--resume" not in sys.argv)]
-        print(f"\ninterrupted; resume with: {launcher} {shlex.join(again)}", file=sys.stderr)
+        if not dist.is_torchelastic_launched() or os.environ["RANK"] == "0":
+            print(f"\ninterrupted; resume with: {launcher} {shlex.join(again)}", file=sys.stderr)
         sys.exit(130)
     except (InputError, OSError) as error:
         sys.exit(f"train.py: {error}")
