@@ -132,10 +132,11 @@ def read_image(path):
     """Decode an image file to uint8 [3, H, W], upright. Raises InputError with its path."""
     try:
         if path.lower().endswith((".jpg", ".jpeg")):
-            file = io.read_file(path)
+            file = np.fromfile(path, np.uint8)
             # Pillow decodes what torchvision can't, and knows an orientation that only XMP states.
-            if b"tiff:Orientation" not in file[:65536].numpy().tobytes():
+            if b"tiff:Orientation" not in file.tobytes():
                 try:
+                    file = torch.from_numpy(file)
                     return io.decode_jpeg(file, "RGB", apply_exif_orientation=True)
                 except RuntimeError:
                     pass
@@ -391,17 +392,7 @@ def make(args, source, root):
     for file in files:
         if os.path.exists(file):
             raise InputError(f"{file} exists; take another name or remove it")
-    folder = source
-    source = os.path.realpath(source)
-    classes = sorted(f.name for f in os.scandir(source) if f.is_dir() and f.name[0] != ".")
-    if len(classes) < 2:
-        raise InputError(f"{folder}: needs folders of images of two or more classes")
-    label_of = {name: label for label, name in enumerate(classes)}
-    images = [[] for _ in classes]
-    for path, label in make_dataset(source, label_of, IMG_EXTENSIONS, allow_empty=True):
-        if "/." not in path[len(source) :]:
-            images[label].append(os.path.relpath(path, os.path.realpath(root)))
-
+    classes, images = class_folders(source, root)
     rng = np.random.default_rng(args.seed)
     size = np.array([len(paths) for paths in images])
     by_size = np.lexsort([rng.permutation(len(size)), -size])  # ties in random order
@@ -421,6 +412,25 @@ def make(args, source, root):
         with open(file, "w", encoding="utf-8", errors="surrogateescape") as out:
             out.writelines(part)
         print(f"{file}: {len(part):,} lines")
+
+
+def class_folders(source, root):
+    """The classes below `source`, and the images of each at any depth, as paths from `root`.
+    Hidden folders are left out. Raises InputError."""
+    top = os.path.realpath(source)
+    classes = sorted(f.name for f in os.scandir(top) if f.is_dir() and f.name[0] != ".")
+    if len(classes) < 2:
+        raise InputError(f"{source}: needs folders of images of two or more classes")
+    label_of = {name: label for label, name in enumerate(classes)}
+    images = [[] for _ in classes]
+    for path, label in make_dataset(top, label_of, IMG_EXTENSIONS, allow_empty=True):
+        if "/." in path[len(top) :]:
+            continue
+        path = os.path.relpath(path, os.path.realpath(root))
+        if path != path.strip() or set(path) & set("\r\n"):
+            raise InputError(f"{path!r}: a list can't hold a leading space or a line break")
+        images[label].append(path)
+    return classes, images
 
 
 def check_counts(args, parser):

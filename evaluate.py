@@ -23,6 +23,9 @@ from model import Model, has_bf16
 LAYOUT = "to-balance-or-not-to-balance 3"  # of a checkpoint
 FIELDS = {"method": str, "settings": dict, "root": str, "lists": dict, "N_c": list, "epoch": int}
 FIELDS |= {"workers": int, "threads": int, "record": list, "model": dict, "optimizer": dict}
+FIELDS |= {"schedule": dict}
+SETTINGS = {"data": str, "arch": str, "size": int, "imbalance": float, "epochs": int}
+SETTINGS |= {"small_stem": bool, "lambdas": list, "precision": str}
 
 
 def shots(N_c):
@@ -121,9 +124,13 @@ def load_checkpoint(path):
         raise InputError(f"{path}: not a checkpoint ({type(error).__name__}), or damaged") from None
     if layout != LAYOUT:
         raise InputError(f"{path}: layout {layout!r}; only the version that wrote it reads it")
-    if not all(isinstance(checkpoint.get(key), kind) for key, kind in FIELDS.items()):
+    if not (fits(checkpoint, FIELDS) and fits(checkpoint["settings"], SETTINGS)):
         raise InputError(f"{path}: not a checkpoint, or damaged")
     return checkpoint
+
+
+def fits(fields, kinds):
+    return all(isinstance(fields.get(key), kind) for key, kind in kinds.items())
 
 
 def load_model(checkpoint, device):
@@ -159,7 +166,6 @@ def main(argv=None):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         settings = checkpoint["settings"]
-        N_c = checkpoint["N_c"]
         train_list = checkpoint["lists"]["train list"]
         own_list = checkpoint["lists"][f"{args.split} list"]
         model = load_model(checkpoint, device)
@@ -172,6 +178,7 @@ def main(argv=None):
     sets = load(*where, *how, splits=[args.split])
     if sets["train"].fingerprint != train_list:
         raise InputError(f"{where[0]} in {where[1]}: its train list is not the one trained with")
+    N_c = sets["train"].N_c
     dataset = sets[args.split]
     dataset.transform = sets["test"].transform  # also of training images: no augmentation
     print(title)

@@ -122,8 +122,8 @@ def cross_entropy(logits, Y):
 def prepare(args, rank, world):
     """The data, the batches, and the checkpoint to go on from, None for a new run. Sets
     args.method, the paper's name of it. Raises InputError."""
-    first = together(lambda: load_data(args) if rank == 0 else None)  # the first process alone:
-    # it may download CIFAR; then the others
+    # The first process alone, which may download CIFAR; then the others.
+    first = together(lambda: load_data(args) if rank == 0 else None)
     sets = together(lambda: first or load_data(args))
     batches = together(training_batches, args, sets["train"], rank, world)
     mine = settings(args, world) | fingerprints(sets)

@@ -4,6 +4,7 @@ import os
 import pickle
 import runpy
 import shutil
+import sys
 from urllib.error import URLError
 
 import numpy as np
@@ -148,15 +149,28 @@ def test_a_picture_is_upright_in_whatever_format(tmp_path, lying, name, orientat
         "</tiff:Orientation></rdf:Description>"
     ],
 )
-def test_a_jpeg_whose_orientation_stands_only_in_xmp_is_upright(tmp_path, lying, form):
+@pytest.mark.parametrize("behind", [0, 65_000])  # the bytes of a colour profile before it
+def test_a_jpeg_whose_orientation_stands_only_in_xmp_is_upright(tmp_path, lying, form, behind):
     xmp = (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf='
         f'"http://www.w3.org/1999/02/22-rdf-syntax-ns#">{form}</rdf:RDF></x:xmpmeta>'
     )
-    Image.fromarray(lying).save(tmp_path / "a.jpg", xmp=xmp.encode(), quality=95)
+    Image.fromarray(lying).save(
+        tmp_path / "a.jpg", xmp=xmp.encode(), quality=95, comment=bytes(behind)
+    )
     image = read_image(str(tmp_path / "a.jpg")).permute(1, 2, 0).numpy().astype(int)
     expected = upright(lying, 6)
     assert image.shape == expected.shape and np.abs(image - expected).mean() < 5
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS allows UTF-8 names alone")
+@pytest.mark.parametrize("ending", [b".jpg", b".png"])
+def test_a_file_whose_name_is_not_utf_8(tmp_path, lying, ending):
+    path = os.fsencode(tmp_path) + b"/caf\xe9" + ending
+    with open(path, "wb") as file:
+        Image.fromarray(lying).save(file, "PNG" if ending == b".png" else "JPEG", quality=95)
+    image = read_image(os.fsdecode(path)).permute(1, 2, 0).numpy().astype(int)
+    assert image.shape == lying.shape and np.abs(image - lying).mean() < 5
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -719,6 +733,17 @@ def test_make_writes_lists_that_open_through_links(tmp_path, monkeypatch, capsys
     out = described(capsys, "--data", "x", "--root", root, "--check")
     assert "not there" not in out and " 0 broken, 0 repeated" in out
     assert len(load("x", root, 32)["test"]) == 12
+
+
+@pytest.mark.parametrize("name", [" a", "a\nb", "a\rb"])
+def test_make_refuses_names_that_a_list_cannot_hold(tmp_path, refused, name):
+    for folder in "c", name:
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            (tmp_path / folder / f"{i}.png").touch()
+    line = refused(data.main, ["--make", "mine", "--from", tmp_path, "--max", 1, "--min", 1])
+    assert f"{name + '/0.png'!r}: a list can't hold" in line
+    assert not list(tmp_path.glob("*.txt"))
 
 
 def test_make_follows_a_class_folder_that_is_a_link(tmp_path, capsys):

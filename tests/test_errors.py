@@ -411,7 +411,7 @@ def changed(checkpoint, change):
 
 READ = {
     "evaluate": ("method", "settings", "root", "lists", "N_c", "epoch", "model"),
-    "resume": ("method", "settings", "lists", "epoch", "record"),
+    "resume": ("method", "settings", "lists", "epoch", "record", "schedule"),
     "init": ("method", "settings", "epoch"),
 }
 MISSING = [(how, field) for how, fields in READ.items() for field in fields]
@@ -423,10 +423,18 @@ def test_checkpoint_without_a_field_that_is_read(use, checkpoint, how, field):
     assert "run/last.pt: not a checkpoint, or damaged" in use(how, state)
 
 
+@pytest.mark.parametrize("field", ["epochs", "arch", "small_stem"])
+def test_checkpoint_without_a_setting_that_init_reads(use, checkpoint, field):
+    state = changed(checkpoint, lambda state: state["settings"].pop(field))
+    assert "run/last.pt: not a checkpoint, or damaged" in use("init", state)
+
+
 ABSURD = {
     "arch": lambda state: state["settings"].update(arch="vgg16"),
     "lambdas": lambda state: state["settings"].update(lambdas=None),
     "settings": lambda state: state.update(settings=3),
+    "dataset": lambda state: state["settings"].update(data=3),
+    "size": lambda state: state["settings"].update(size="32"),
     "number of classes": lambda state: state.update(N_c=[1]),
     "classes": lambda state: state.update(N_c=7),
     "a layer": lambda state: state["model"].pop("h.weight"),
