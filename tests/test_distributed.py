@@ -1,6 +1,7 @@
 """torchrun's processes train the same Algorithm 1 as one alone, launched as a user does."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -36,87 +37,98 @@ def freeze():
     data.load = train.load = plain  # by runpy, by import
 
 
-def torchrun(world, folder, *argv, program=None, env=()):
-    """Start `torchrun train.py ARGV` (or another program) in `folder`; a Popen."""
+def torchrun(world, folder, *argv):
+    """`torchrun train.py ARGV` in `folder`, as a user starts it; a Popen."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={world}", str(program or ROOT / "train.py"), *map(str, argv)]
-    env = os.environ | {"GLOO_SOCKET_IFNAME": "lo"} | dict(env)
+    command += [f"--nproc_per_node={world}", str(ROOT / "train.py"), *map(str, argv)]
+    env = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True, env=env)
 
 
-def output(process):
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+def processes(folder, flags_of_each, setup=None):
+    """train.py in the processes that torchrun would start (which takes far longer), each in a
+    folder of its own below `folder`: the exit statuses, stdouts and stderrs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank, flags in enumerate(flags_of_each):
+        env = {"RANK": rank, "LOCAL_RANK": rank, "GLOO_SOCKET_IFNAME": "lo"}
+        env |= {"WORLD_SIZE": len(flags_of_each), "LOCAL_WORLD_SIZE": len(flags_of_each)}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+        env = {key: str(value) for key, value in env.items()}
+        started.append(start("train", flags, folder / f"rank{rank}", env, setup))
+    ended = [finish(process, folder / f"rank{rank}") for rank, process in enumerate(started)]
+    return list(zip(*ended, strict=True))
 
 
 @pytest.mark.parametrize("world, lambdas", [(2, (0.5, 1, 0)), (3, (0, 1, 0))])
 def test_many_processes_train_and_evaluate_as_one(tiny_root, tmp_path, script, world, lambdas):
     """Where BatchNorm is frozen, nothing is augmented and lambda_3 is 0; S = 24."""
     flags = tiny_flags(tiny_root, batch_size=24, epochs=3, lr=0.002, Z=2 if lambdas[0] else None)
-    flags += ["--lambdas", *lambdas]
-    alone = start("train", [*flags, "--out", "run1"], tmp_path, setup=freeze)
-    program = tmp_path / "frozen.py"
-    program.write_text(
-        f"import sys\nsys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]}\n"
-        "import test_distributed\ntest_distributed.freeze()\nimport train\ntrain.main()\n"
-    )
-    code, out, err = output(torchrun(world, tmp_path, *flags, "--out", "many", program=program))
-    assert code == 0 and finish(alone, tmp_path)[0] == 0, err
-    one, many = (
-        torch.load(tmp_path / f"{run}/last.pt", weights_only=True) for run in ("run1", "many")
-    )
+    flags += ["--lambdas", *lambdas, "--out"]
+    codes, outs, errs = processes(tmp_path, [[*flags, tmp_path / "many"]] * world, freeze)
+    assert not any(codes), errs
+    assert finish(start("train", [*flags, "one"], tmp_path, setup=freeze), tmp_path)[0] == 0
+    one, many = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in RUNS)
     for a, b in zip(one["record"], many["record"], strict=True):
         np.testing.assert_allclose([*a.values()], [*b.values()], atol=1e-4, rtol=0)
     torch.testing.assert_close(many["model"], one["model"], rtol=1e-4, atol=1e-5)
-    assert (tmp_path / "run1/test.csv").read_text() == (tmp_path / "many/test.csv").read_text()
-    assert out.count("test accuracy") == 1 and out.count("  3/3") == 1  # one process speaks
+    assert (tmp_path / "one/test.csv").read_text() == (tmp_path / "many/test.csv").read_text()
+    assert "test accuracy" in outs[0] and not any(outs[1:])  # one process speaks
+
+
+RUNS = "one", "many"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_root, tmp_path_factory):
+    """Folder, flags and output of a torchrun of two processes, 3 epochs, never stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    flags = tiny_flags(tiny_root, epochs=3)
+    process = torchrun(2, folder, *flags, "--out", "run")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in err, err
+    return folder / "run", flags, out
 
 
 def test_the_row_is_that_of_the_checkpoint_and_resuming_needs_as_many_processes(
-    tiny_root, tmp_path, script
+    undisturbed, script
 ):
     """With BatchNorm as it is: all processes predict with the statistics that are saved."""
-    flags = tiny_flags(tiny_root, batch_size=12, epochs=1, lr=0.1)
-    code, out, err = output(torchrun(3, tmp_path, *flags, "--out", "run"))
-    assert code == 0 and "Traceback" not in err, err
-    assert {f.name for f in (tmp_path / "run").iterdir()} == {"last.pt", "record.csv", "test.csv"}
-    assert "BatchNorm is not synchronised on CPUs" in out
-    code, evaluated, err = script("evaluate", "run/last.pt", "--workers", 0)
+    run, flags, out = undisturbed
+    assert {f.name for f in run.iterdir()} == {"last.pt", "record.csv", "test.csv"}
+    assert "BatchNorm is not synchronised on CPUs" in out and out.count("test accuracy") == 1
+    code, evaluated, err = script("evaluate", run / "last.pt", "--workers", 0)
     assert code == 0 and evaluated.splitlines()[-1] == out.splitlines()[-2]
-    code, evaluated, err = script("evaluate", "run/last.pt", "--split", "val", "--workers", 0)
-    row = next(line.split() for line in out.splitlines() if line.startswith("  1/1"))
+    code, evaluated, err = script("evaluate", run / "last.pt", "--split", "val", "--workers", 0)
+    row = next(line.split() for line in out.splitlines() if line.startswith("  3/3"))
     assert row[7] == evaluated.split()[-1]
-    code, out, err = script("train", *flags, "--out", "run", "--resume")
-    assert code == 1 and "processes 1 differs from the checkpoint's (3)" in err
+    code, out, err = script("train", *flags, "--out", run, "--resume")
+    assert code == 1 and "processes 1 differs from the checkpoint's (2)" in err
 
 
-def test_interrupted_processes_go_on_with_the_same_bits(tiny_root, tmp_path):
-    flags = tiny_flags(tiny_root, epochs=3)
-    whole = torchrun(2, tmp_path, *flags, "--out", "whole")
-    process = torchrun(2, tmp_path, *flags, "--out", "run", env={"PYTHONUNBUFFERED": "1"})
+def test_interrupted_processes_go_on_with_the_same_bits(undisturbed, tmp_path):
+    whole, flags, _ = undisturbed
+    process = torchrun(2, tmp_path, *flags, "--out", "run")
     for line in process.stdout:
         if line.startswith("  1/3"):
             break
     process.terminate()
     process.communicate(timeout=120)
-    assert output(whole)[0] == 0
-    assert output(torchrun(2, tmp_path, *flags, "--out", "run", "--resume"))[0] == 0
+    assert not (tmp_path / "run/test.csv").exists()
+    codes, _, errs = processes(tmp_path, [[*flags, "--out", tmp_path / "run", "--resume"]] * 2)
+    assert not any(codes), errs
     for name in ("record.csv", "test.csv"):
-        ours, theirs = tmp_path / "run" / name, tmp_path / "whole" / name
-        assert ours.read_bytes() == theirs.read_bytes()
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    "mistake, line",
-    [
-        ({"Z": 3}, "--batch-size 8 --Z 3: Z = 3 does not divide S = 8; take S = 6 or 9"),
-    ],
-)
-def test_a_mistake_is_said_once(tiny_root, tmp_path, mistake, line):
-    process = torchrun(2, tmp_path, *tiny_flags(tiny_root, **mistake), "--out", "run")
-    code, out, err = output(process)
-    assert code != 0 and err.count("train.py: ") == 1 and line in err
+def test_a_mistake_is_said_once(tiny_root, tmp_path):
+    process = torchrun(2, tmp_path, *tiny_flags(tiny_root, Z=3), "--out", "run")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and err.count("train.py: ") == 1
+    assert "--batch-size 8 --Z 3: Z = 3 does not divide S = 8; take S = 6 or 9" in err
     assert 'train.py", line' not in err and not (tmp_path / "run").exists()
 
 
@@ -131,25 +143,16 @@ OTHER = {
 def test_processes_that_disagree_all_end_with_one_line(tiny_root, tmp_path, what):
     """As two nodes do, each with its own flags and files."""
     root = write_lists(tmp_path / "other")
-    flags = {"order of the list": {"root": root}, "no images": {"root": root}}
-    flags = tiny_flags(**{"root": tiny_root} | flags.get(what, {"root": tiny_root, what: 1}))
-    if what == "lr":
-        flags = tiny_flags(tiny_root, lr=0.5)
+    theirs = tiny_flags(tiny_root, lr=0.5) if what == "lr" else tiny_flags(root)
     if what == "order of the list":
         lines = (root / "tiny_train.txt").read_text().splitlines(keepends=True)
         (root / "tiny_train.txt").write_text("".join(reversed(lines)))
     if what == "no images":
         (root / "test/n00000000/0.JPEG").unlink()
-    program = tmp_path / "node.py"
-    program.write_text(
-        f"import os, sys\nsys.path[:0] = {[str(ROOT)]}\nimport train\n"
-        f"argv = {flags} if os.environ['RANK'] == '1' else {tiny_flags(tiny_root)}\n"
-        "try:\n    train.main([*argv, '--out', 'run'])\n"
-        "except train.InputError as error:\n    sys.exit(f'train.py: {error}')\n"
-    )
-    code, out, err = output(torchrun(2, tmp_path, program=program))
-    assert code != 0 and err.count("train.py: ") == 1 and OTHER[what] in err, err
-    assert 'train.py", line' not in err  # torchrun has a traceback of its own
+    out = ["--out", tmp_path / "run"]
+    codes, _, errs = processes(tmp_path, [[*tiny_flags(tiny_root), *out], [*theirs, *out]])
+    assert codes == (1, 1) and errs[0].count("\n") == 1 and not errs[1]
+    assert errs[0].startswith("train.py: ") and OTHER[what] in errs[0]
     assert not (tmp_path / "run").exists()
 
 
