@@ -69,9 +69,17 @@ def test_commands_of_the_readme_parse():
     import train
 
     commands = re.findall(r"python train\.py((?: [^\s`.]+)*)", README.read_text())
-    assert len(commands) >= 7
+    assert len(commands) >= 4
     for command in commands:
         train.parse(command.replace("\\", "").split())
+    columns = re.findall(r"^\| [A-D] \| .* \| `(.*)` \|", README.read_text(), re.M)
+    settings = [train.parse(flags.split()) for flags in columns]
+    assert [(args.data, args.arch) for args in settings] == COLUMNS
+    assert [args.pretrained for args in settings] == [False, True, False, False]
+
+
+COLUMNS = [("imagenet_lt", "resnet10"), ("places_lt", "resnet152")]
+COLUMNS += [("imagenet_lt", "resnet50"), ("places_lt", "resnet50")]
 
 
 def test_flags_and_figures_of_the_papers_rows():
@@ -92,8 +100,6 @@ def test_flags_and_figures_of_the_papers_rows():
         "1:0.5",
         "Rotation",
     ]
-    columns = ("imagenet_lt", "resnet10"), ("places_lt", "resnet152")
-    columns += ("imagenet_lt", "resnet50"), ("places_lt", "resnet50")
     for name, (title, flags, cells) in zip(names, rows, strict=True):
         args = parse([flag for flag in flags.split() if "last.pt" not in flag and flag != "--init"])
         if ratio := re.search(r"([\d.]+):([\d.]+)", title):
@@ -101,7 +107,7 @@ def test_flags_and_figures_of_the_papers_rows():
         if name in ("CBS-Only", "RRS-Only", "CBS+RRS", "CBS+RRS+SS"):
             assert method(args) == name
         assert args.rotation_augmentation == (name == "Rotation")
-        for column, cell in zip(columns, cells.split("|"), strict=True):
+        for column, cell in zip(COLUMNS, cells.split("|"), strict=True):
             theirs = paper.PAPER[column].get(name)
             assert cell.strip() == (str(theirs[3]) if theirs else "")
 
