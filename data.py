@@ -49,7 +49,7 @@ def load(name, root="data", size=None, imbalance=100, splits=SPLITS):
     test = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
     if name.lower() == "glyphs_lt":
         parts = glyphs_lt(splits)
-        train = test = None
+        train = test = None  # each image has random looks of its own
     elif built_in:
         parts = cifar_lt(name.lower(), root, imbalance)
         test = None
@@ -176,13 +176,14 @@ def colour_jitter(image, strength=0.4):
 
 # ------------------------------------------------------------------------------ datasets
 def pareto(C, N_max, N_min, alpha=6):
-    """Sec. 4.1: images per class, int [C], N(x) = N_max x^-alpha at C even steps of x."""
+    """Images per class, int [C]. Sec. 4.1 names a Pareto distribution of alpha 6 and no formula;
+    here N(x) = N_max x^-alpha at C even steps of x."""
     x = np.linspace(1, (N_max / N_min) ** (1 / alpha), C)
     return np.rint(N_max * x**-alpha).astype(int)
 
 
 def glyphs_lt(splits):
-    """The built-in default: 62 characters, 1,280 to 5 training images each by Sec. 4.1's rule."""
+    """The built-in default: 62 characters, 1,280 to 5 training images each by `pareto`."""
     C = len(GLYPHS)
     parts = []
     for i, N_c in enumerate((pareto(C, 1280, 5), [20] * C, [40] * C)):
@@ -385,8 +386,8 @@ def disagreeing_classes(sets):
 
 def make(args, source, root):
     """Sec. 4.1: write ROOT/NAME_{train,val,test}.txt of --from's CLASS/*, nothing shared between
-    them: a balanced test and val, then training images by the Pareto rule. The largest folders
-    get the largest counts, in random order where they are equal. NAME_classes.txt has the
+    them: training images by the Pareto rule, a balanced val and test. The largest folders get
+    the largest counts, in random order where they are equal. NAME_classes.txt has the
     classes' names in the order of their labels."""
     files = [f"{root}/{args.make}_{what}.txt" for what in (*SPLITS, "classes")]
     for file in files:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from data import CORES, SPLITS, InputError, load, loader
 from model import Model, has_bf16
 
-LAYOUT = "to-balance-or-not-to-balance 3"  # of a checkpoint
+LAYOUT = "to-balance-or-not-to-balance 3"  # of a checkpoint, as train.py's save writes it
 FIELDS = {"method": str, "settings": dict, "root": str, "lists": dict, "N_c": list, "epoch": int}
 FIELDS |= {"workers": int, "threads": int, "record": list, "model": dict, "optimizer": dict}
 FIELDS |= {"schedule": dict}
@@ -43,7 +43,8 @@ def class_accuracy(labels, predictions, C):
 
 def shot_accuracy(labels, predictions, N_c):
     """Sec. 4.2, in percent: {"Many", "Medium", "Low": mean over the shot's classes of the accuracy
-    per class, "Overall": over all images}; NaN for a shot without images. N_c: int [C]."""
+    per class, "Overall": over all images, which is the mean over all classes only where a split is
+    balanced}; NaN for a shot without images. N_c: int [C]."""
     accuracy = class_accuracy(labels, predictions, len(N_c))
     row = {}
     for shot, mask in shots(N_c).items():

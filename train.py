@@ -35,7 +35,7 @@ from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSample
 # ------------------------------------------------------------------------------ Algorithm 1
 def train(args, device, rank=0, world=1):
     """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`."""
-    sets, batches, checkpoint = prepare(args, rank, world)
+    sets, batches, checkpoint = prepare(args, rank, world)  # a fault in one process ends all
     record = checkpoint["record"] if checkpoint else []
     if len(record) == args.epochs and os.path.exists(f"{args.out}/test.csv"):
         if rank == 0:
@@ -44,12 +44,12 @@ def train(args, device, rank=0, world=1):
     N_c = sets["train"].N_c
     M = args.epochs * len(batches)
     model, optimizer, schedule = build(args, len(N_c), M, device, checkpoint)
-    phi, h, h_a, h_s = parallel(model, world)
+    phi, h, h_a, h_s = parallel(model, world)  # RRS-Only: h is h_a
     together(lambda: make_folder(args) if rank == 0 else None)
     if rank == 0:
         print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
-    # Images of B_CBS, B_RRS and B_theta in this process. Where a lambda is 0 its batch is empty,
+    # Images of B_CBS, B_RRS and B_theta in this process; S = args.batch_size. Where a lambda is 0 its batch is empty,
     # and its loss 0: so Eq. 2 needs no cases. B_theta is of all images, or of none: phi sees 4S
     # images by default.
     S_CBS = args.batch_size // world if lambda_1 else 0
@@ -257,14 +257,14 @@ def build(args, C, M, device, checkpoint):
     """Model, SGD and cosine schedule: new, with phi from --init (Table 3), or the checkpoint's."""
     torch.manual_seed(args.seed)
     fetch = args.pretrained and not (args.init or checkpoint)
-    amp = args.precision == "bfloat16"
+    amp = args.precision == "bfloat16"  # main's choice, by the hardware
     model = Model(args.arch, C, pretrained=fetch, small_stem=args.small_stem, amp=amp)
     if not args.lambdas[0]:
         model.h = model.h_a  # no B_CBS trains h: RRS-Only predicts by its one classifier
     if args.init and not checkpoint:
         source = load_checkpoint(args.init)["model"]
-        phi = {k.removeprefix("phi."): v for k, v in source.items() if k.startswith("phi.")}
-        model.phi.load_state_dict(phi)
+        weights = {k.removeprefix("phi."): v for k, v in source.items() if k.startswith("phi.")}
+        model.phi.load_state_dict(weights)
     model.to(device)
 
     new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
@@ -341,7 +341,7 @@ class Progress:
     def __init__(self, args, steps, images, epoch, rank):
         self.args = args
         self.M = args.epochs * steps
-        self.images = images  # of an iteration
+        self.images = images  # of an iteration, the rotated ones not counted
         self.silent = rank > 0
         self.every = 1 if sys.stdout.isatty() else 60  # seconds
         self.clear = "\r\033[K" if sys.stdout.isatty() else ""
@@ -393,7 +393,7 @@ def clock(seconds):
 
 
 def record_row(args, epoch, m, l, accuracy, by_class):
-    """An epoch's row of record.csv; NaN for a task that is not trained."""
+    """An epoch's row of record.csv; NaN for a task not trained, a class not drawn."""
     row = {"epoch": epoch + 1, "iteration": m}
     for task, loss, weight in zip(("l_CBS", "l_RRS", "l_SS"), l, args.lambdas, strict=True):
         row[task] = loss if weight else math.nan
@@ -568,7 +568,7 @@ def check(args, parser):
     lowest = {"epochs": 1, "batch_size": 2, "Z": 1, "size": 32, "imbalance": 1, "workers": 0}
     lowest |= {"lr": 0, "lr_pretrained": 0, "momentum": 0, "weight_decay": 0}
     if not 0 <= args.seed < 2**32:
-        parser.error(f"--seed {args.seed}: must be 0 to 4294967295")  # torch.manual_seed's 32 bits
+        parser.error(f"--seed {args.seed}: must be 0 to 4294967295")  # CPUs use 32 bits
     if args.workers > 256:
         parser.error(f"--workers {args.workers}: so many processes would take the machine down")
     for key, low in lowest.items():

@@ -93,10 +93,8 @@ def test_record_and_test_csv_hold_what_was_printed(undisturbed):
 
 
 def test_same_command_same_bits_and_another_seed_others(undisturbed, tiny_root, tmp_path, script):
-    for workers in (0, 2):
-        flags = tiny_flags(tiny_root, out=f"again{workers}", epochs=3, workers=workers)
-        assert script("train", *flags)[0] == 0
-        assert_same_bits(undisturbed[workers][0], tmp_path / f"again{workers}")
+    assert script("train", *tiny_flags(tiny_root, out="again", epochs=3, workers=2))[0] == 0
+    assert_same_bits(undisturbed[2][0], tmp_path / "again")
     assert script("train", *tiny_flags(tiny_root, out="other", epochs=3, seed=1))[0] == 0
     ours, other = state_of(undisturbed[0][0])["model"], state_of(tmp_path / "other")["model"]
     assert not torch.equal(ours["h.weight"], other["h.weight"])
