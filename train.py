@@ -49,9 +49,9 @@ def train(args, device, rank=0, world=1):
     if rank == 0:
         print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
-    # Images of B_CBS, B_RRS and B_theta in this process; S = args.batch_size. Where a lambda is 0 its batch is empty,
-    # and its loss 0: so Eq. 2 needs no cases. B_theta is of all images, or of none: phi sees 4S
-    # images by default.
+    # Images of B_CBS, B_RRS and B_theta in this process; S = args.batch_size. Where a lambda is 0
+    # its batch is empty, and its loss 0: so Eq. 2 needs no cases. B_theta is of all images, or of
+    # none: phi sees 4S images by default.
     S_CBS = args.batch_size // world if lambda_1 else 0
     S_RRS = args.batch_size // world if lambda_2 else 0
     S_theta = S_CBS + S_RRS if lambda_3 or args.rotation_augmentation else 0
