@@ -37,7 +37,7 @@ def train(args, device, rank=0, world=1):
     """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`."""
     sets, batches, checkpoint = prepare(args, rank, world)  # a fault in one process ends all
     record = checkpoint["record"] if checkpoint else []
-    if len(record) == args.epochs and os.path.exists(f"{args.out}/test.csv"):
+    if len(record) == args.epochs and gather(os.path.exists(f"{args.out}/test.csv"))[0]:
         if rank == 0:
             print(f"{args.method}: already finished; --out DIR starts a new run")
         return

@@ -1,6 +1,7 @@
 """torchrun's processes train the same Algorithm 1 as one alone, launched as a user does."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -122,6 +123,17 @@ def test_interrupted_processes_go_on_with_the_same_bits(undisturbed, tmp_path):
     assert not any(codes), errs
     for name in ("record.csv", "test.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_finished_run_is_finished_for_all_where_only_the_first_has_the_row(undisturbed, tmp_path):
+    """As on two nodes that share no folder, and the checkpoint was copied to the second."""
+    run, flags, _ = undisturbed
+    (tmp_path / "copy").mkdir()
+    shutil.copy(run / "last.pt", tmp_path / "copy")
+    folders = run, tmp_path / "copy"
+    each = [[*flags, "--out", folder, "--resume"] for folder in folders]
+    codes, outs, errs = processes(tmp_path, each)
+    assert codes == (0, 0) and "already finished" in outs[0] and not any(errs)
 
 
 def test_a_mistake_is_said_once(tiny_root, tmp_path):
