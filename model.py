@@ -61,8 +61,8 @@ class FeatureExtractor(nn.Module):
         self.register_buffer("std", std.view(3, 1, 1), persistent=False)
 
     def forward(self, x):
-        x = x.to(memory_format=torch.channels_last).float()
-        x = (x - self.mean) / self.std
+        x = x.to(torch.float32, copy=True, memory_format=torch.channels_last)  # never the caller's
+        x = x.sub_(self.mean).div_(self.std)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp):
             f = self.resnet(x)
         return f.float()  # heads and losses in float32: bfloat16 logits tie

@@ -250,6 +250,14 @@ def test_prediction_uses_phi_and_h_alone(model):
     torch.testing.assert_close(model(images), model.h(model.phi(images)))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_images_are_normalised_in_a_copy(model, kind, layout):
+    x = torch.full((2, 3, 32, 32), 100).to(kind, memory_format=layout)
+    model.phi(x)
+    assert (x == 100).all()
+
+
 def test_logits_are_float32_where_phi_computes_in_bfloat16():
     torch.manual_seed(0)
     model = Model("resnet10", C=5, amp=True).eval()
