@@ -419,6 +419,7 @@ def class_folders(source, root):
     """The classes below `source`, and the images of each at any depth, as paths from `root`.
     Hidden folders are left out. Raises InputError."""
     top = os.path.realpath(source)
+    base = os.path.realpath(root)
     classes = sorted(f.name for f in os.scandir(top) if f.is_dir() and f.name[0] != ".")
     if len(classes) < 2:
         raise InputError(f"{source}: needs folders of images of two or more classes")
@@ -427,8 +428,8 @@ def class_folders(source, root):
     for path, label in make_dataset(top, label_of, IMG_EXTENSIONS, allow_empty=True):
         if "/." in path[len(top) :]:
             continue
-        path = os.path.relpath(path, os.path.realpath(root))
-        if path != path.strip() or set(path) & set("\r\n"):
+        path = os.path.relpath(path, base)
+        if path != path.strip() or "\n" in path or "\r" in path:
             raise InputError(f"{path!r}: a list can't hold a leading space or a line break")
         images[label].append(path)
     return classes, images
