@@ -72,15 +72,13 @@ def test_many_processes_train_and_evaluate_as_one(tiny_root, tmp_path, script, w
     codes, outs, errs = processes(tmp_path, [[*flags, tmp_path / "many"]] * world, freeze)
     assert not any(codes), errs
     assert finish(start("train", [*flags, "one"], tmp_path, setup=freeze), tmp_path)[0] == 0
-    one, many = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in RUNS)
+    runs = tmp_path / "one", tmp_path / "many"
+    one, many = (torch.load(run / "last.pt", weights_only=True) for run in runs)
     for a, b in zip(one["record"], many["record"], strict=True):
         np.testing.assert_allclose([*a.values()], [*b.values()], atol=1e-4, rtol=0)
     torch.testing.assert_close(many["model"], one["model"], rtol=1e-4, atol=1e-5)
     assert (tmp_path / "one/test.csv").read_text() == (tmp_path / "many/test.csv").read_text()
     assert "test accuracy" in outs[0] and not any(outs[1:])  # one process speaks
-
-
-RUNS = "one", "many"
 
 
 @pytest.fixture(scope="module")
