@@ -11,6 +11,7 @@ one `PATH LABEL` a line, paths relative to ROOT.
 """
 
 import argparse
+import functools
 import os
 import sys
 import zlib
@@ -32,9 +33,10 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 class InputError(ValueError):
-    """A user's mistake, said in one line."""
+    """A user's mistake, said in one line: its text. Raised in a loading process it arrives as that
+    process's traceback, which ends with 'data.InputError: ' and the line."""
 
-    def __str__(self):  # from a loading process: its traceback, 'data.InputError: ', the line
+    def __str__(self):
         return super().__str__().strip().splitlines()[-1].removeprefix("data.InputError: ")
 
 
@@ -45,6 +47,8 @@ def load(name, root="data", size=None, imbalance=100, splits=SPLITS):
     size = size or (32 if built_in else 224)
     if built_in and size != 32:
         raise InputError(f"--size {size}: {name} has images of 32 pixels")
+    if built_in and os.path.exists(own := os.path.join(root, f"{name}_train.txt")):
+        raise InputError(f"{own}: the name of a built-in dataset; rename your lists")
     train = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), colour_jitter])
     test = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
     if name.lower() == "glyphs_lt":
@@ -59,9 +63,10 @@ def load(name, root="data", size=None, imbalance=100, splits=SPLITS):
     sets = {}
     for split, (images, labels), transform in zip(SPLITS, parts, (train, test, test), strict=True):
         sets[split] = LongTailed(images, labels, transform, root, C)
-    trained = set(sets["train"].paths.tolist())
+    trained = set(sets["train"].files())
+    sets["train"].overlap = len(sets["train"].paths) - len(trained)
     for split in ("val", "test"):
-        sets[split].overlap = sum(path in trained for path in sets[split].paths.tolist())
+        sets[split].overlap = sum(file in trained for file in sets[split].files())
     for split in splits:
         if missing := sets[split].missing():
             absolute = "; paths are relative to --root" if missing[0].startswith("/") else ""
@@ -85,7 +90,7 @@ class LongTailed(Dataset):
         # An array: worker processes would copy a list of str (pytorch issue 13246).
         self.paths = images if isinstance(images, np.ndarray) else np.array([], str)
         self.fingerprint = zlib.crc32(self.paths.tobytes() + self.labels.tobytes())
-        self.overlap = 0  # images that are training images, too
+        self.overlap = 0  # images that are training images, too; of train: listed before
 
     def __len__(self):
         return len(self.labels)
@@ -95,6 +100,12 @@ class LongTailed(Dataset):
         if isinstance(image, str):
             image = read_image(os.path.join(self.root, image))
         return self.transform(image) if self.transform else image, int(self.labels[i])
+
+    def files(self):
+        """The images' files, in one spelling each, by the real paths of their folders."""
+        real = functools.cache(os.path.realpath)
+        parts = [os.path.split(os.path.join(self.root, path)) for path in self.paths.tolist()]
+        return [os.path.join(real(folder), name) for folder, name in parts]
 
     def missing(self):
         """The listed images that are no files."""
@@ -111,6 +122,10 @@ def loader(dataset, workers, **kwargs):
 def oddities(sets):
     """What to be told of a dataset wherever its accuracies are printed, a line each."""
     lines = []
+    if repeated := sets["train"].overlap:
+        lines.append(
+            f"warning: {repeated:,} lines of the train list repeat an image; N_c counts them"
+        )
     if same_list(sets):
         lines.append("val and test are the same list: a choice of this dataset")
     for split in "val", "test":
@@ -198,7 +213,8 @@ def draw_glyphs(labels, rng):
     N = len(labels)
     angle = np.deg2rad(rng.uniform(-20, 20, N))
     shear = rng.uniform(-0.3, 0.3, N)
-    cos, sin = np.array([np.cos(angle), np.sin(angle)]) / rng.uniform(0.8, 1.25, N)
+    scale = rng.uniform(0.8, 1.25, N)
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     x, y = 48 + 96 * rng.uniform(-0.12, 0.12, (2, N))  # where the centre goes
     a, b, d, e = cos, shear * cos - sin, sin, shear * sin + cos  # from output to input, for Pillow
     maps = np.stack([a, b, 48 - a * x - b * y, d, e, 48 - d * x - e * y], 1)
@@ -399,7 +415,9 @@ def make(args, source, root):
     by_size = np.lexsort([rng.permutation(len(size)), -size])  # ties in random order
     N_c = np.empty_like(size)
     N_c[by_size] = pareto(len(size), args.max, args.min, args.alpha)
-    for label in np.flatnonzero(N_c + args.val + args.test > size):
+    too_small = np.flatnonzero(N_c + args.val + args.test > size)
+    if len(too_small):
+        label = too_small[0]
         raise InputError(
             f"{classes[label]} has {size[label]} images, fewer than the {N_c[label]} + {args.val} "
             f"+ {args.test} asked of it; lower --max, --val or --test"
@@ -417,7 +435,7 @@ def make(args, source, root):
 
 def class_folders(source, root):
     """The classes below `source`, and the images of each at any depth, as paths from `root`.
-    Hidden folders are left out. Raises InputError."""
+    Hidden folders are left out, and other names of one file. Raises InputError."""
     top = os.path.realpath(source)
     base = os.path.realpath(root)
     classes = sorted(f.name for f in os.scandir(top) if f.is_dir() and f.name[0] != ".")
@@ -425,8 +443,15 @@ def class_folders(source, root):
         raise InputError(f"{source}: needs folders of images of two or more classes")
     label_of = {name: label for label, name in enumerate(classes)}
     images = [[] for _ in classes]
+    first = {}  # of each file, its first path and label
     for path, label in make_dataset(top, label_of, IMG_EXTENSIONS, allow_empty=True):
         if "/." in path[len(top) :]:
+            continue
+        stat = os.stat(path)  # of what a link points to
+        first_path, first_label = first.setdefault((stat.st_dev, stat.st_ino), (path, label))
+        if label != first_label:
+            raise InputError(f"{path} and {first_path} are one file, but of two classes")
+        if path != first_path:
             continue
         path = os.path.relpath(path, base)
         if path != path.strip() or "\n" in path or "\r" in path:
@@ -441,8 +466,12 @@ def check_counts(args, parser):
         parser.error("--min must be 1 or more, and not above --max")
     if not 0.1 <= args.alpha <= 100:
         parser.error("--alpha must be 0.1 to 100")
-    if args.val < 1 or args.test < 1 or args.seed < 0:
-        parser.error("--val and --test must be 1 or more, --seed 0 or more")
+    if min(args.val, args.test) < 1 or max(args.max, args.val, args.test) >= 10**9:
+        parser.error("--max, --val and --test must be 1 to 999999999")
+    if args.seed < 0:
+        parser.error("--seed must be 0 or more")
+    if os.path.basename(args.make) != args.make or args.make.strip() in ("", ".", ".."):
+        parser.error(f"--make {args.make!r}: a name is needed, without folders")
     if args.make.lower() in BUILT_IN:
         parser.error(f"--make {args.make}: the name of a built-in dataset")
 
@@ -472,25 +501,27 @@ def main(argv=None):
     args = parser.parse_args(argv)
     made = {"max": 1280, "min": 5, "alpha": 6.0, "val": 20, "test": 50, "seed": 0}
     given = {k for k, v in vars(args).items() if v is not None and v is not False}
-    useless = given & ({"data", "check", "imbalance"} if args.make else {*made, "from"})
+    making = args.make is not None
+    useless = given & ({"data", "check", "imbalance"} if making else {*made, "from"})
     if args.data is None or not args.data.lower().startswith("cifar"):
         useless |= given & {"imbalance"}
     if useless:
         parser.error(f"--{min(useless)} has no effect here")
-    if args.make:
+    if making:
         source = vars(args)["from"]
         vars(args).update({key: made[key] for key in made.keys() - given})
         if not source:
             parser.error("--make needs --from DIR")
         check_counts(args, parser)
-        return make(args, source, args.root or source)
-    name = args.data or "glyphs_lt"
+        return make(args, source, source if args.root is None else args.root)
+    name = "glyphs_lt" if args.data is None else args.data
     imbalance = 100 if args.imbalance is None else args.imbalance
     if not imbalance >= 1:
         parser.error("--imbalance must be 1 or more")
     if args.check and name.lower() in BUILT_IN:
         parser.error(f"--check has no effect on {name}, which has no image files")
-    sets = load(name, args.root or "data", None, imbalance, splits=())
+    root = "data" if args.root is None else args.root
+    sets = load(name, root, None, imbalance, splits=())
     describe(sets)
     if args.check:
         check(sets)

@@ -12,6 +12,7 @@ import csv
 import io
 import os
 import sys
+import zipfile
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from data import CORES, SPLITS, InputError, load, loader
 from model import Model, has_bf16
 
 LAYOUT = "to-balance-or-not-to-balance 3"  # of a checkpoint, as train.py's save writes it
+# What a checkpoint must hold, so that a foreign or damaged file is refused when it is read.
 FIELDS = {"method": str, "settings": dict, "root": str, "lists": dict, "N_c": list, "epoch": int}
 FIELDS |= {"workers": int, "threads": int, "record": list, "model": dict, "optimizer": dict}
 FIELDS |= {"schedule": dict}
@@ -59,6 +61,7 @@ def predict(model, dataset, workers=0, rank=0, world=1):
     """Predictions for a split, int [N], and features, a list of [B, 512]. Many processes share the
     work and the first one's batch statistics; each gets all predictions, but its own features.
     Raises InputError where a logit is not finite."""
+    was_training = model.training
     model.eval()
     device = model.h.weight.device
     if world > 1:
@@ -82,7 +85,7 @@ def predict(model, dataset, workers=0, rank=0, world=1):
         predictions[rank::world] = torch.cat(predicted)
     if world > 1:
         dist.all_reduce(predictions)  # the others' are 0 here
-    model.train()
+    model.train(was_training)
     return predictions.cpu().numpy(), features
 
 
@@ -94,7 +97,9 @@ def report(split, dataset, predictions, N_c):
     cells = ["-" if np.isnan(x) else f"{x:.1f}" for x in row.values()]
     indent = " " * len(f"{split} accuracy (%)")
     print("  ".join([indent, *(f"{x:>{len(t)}}" for x, t in zip(cells, titles, strict=True))]))
-    if np.ptp(np.bincount(dataset.labels)):
+    if absent := (dataset.N_c == 0).sum():
+        print(f"({absent} classes have no {split} image and take no part)")
+    if np.ptp(dataset.N_c[dataset.N_c > 0]):
         print("(this split is not balanced: Overall is over images, the shots over classes)")
     if dataset.overlap:
         print(f"warning: {dataset.overlap:,} of these {len(dataset):,} images are training images")
@@ -114,11 +119,29 @@ def csv_bytes(header, rows):
     return text.getvalue().encode()
 
 
+def write(path, content):
+    """Write a file whole or not at all. Raises InputError."""
+    beside = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        if os.path.exists(beside):
+            os.remove(beside)  # the disk may be full
+        raise InputError(f"{path} can't be written ({error.strerror})") from None
+
+
 def load_checkpoint(path):
     """A checkpoint of train.py, on the CPU; data only, no code runs. Raises InputError."""
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
     try:
+        with zipfile.ZipFile(path) as file:
+            if damaged := file.testzip():  # torch.load does not look at the checksums
+                raise ValueError(damaged)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         layout = checkpoint["layout"]
     except Exception as error:
@@ -135,15 +158,17 @@ def fits(fields, kinds):
 
 
 def load_model(checkpoint, device):
-    """The model of a checkpoint, to predict with."""
+    """The model of a checkpoint, in eval mode, on the CPU; `device` is where it will predict."""
     settings = checkpoint["settings"]
-    amp = settings["precision"] == "bfloat16" and has_bf16(device)
-    small_stem = settings["small_stem"]
-    model = Model(settings["arch"], len(checkpoint["N_c"]), small_stem=small_stem, amp=amp)
-    if not settings["lambdas"][0]:
-        model.h = model.h_a  # RRS-Only has one classifier
+    model = Model(
+        settings["arch"],
+        len(checkpoint["N_c"]),
+        tied=not settings["lambdas"][0],
+        small_stem=settings["small_stem"],
+        amp=settings["precision"] == "bfloat16" and has_bf16(device),
+    )
     model.load_state_dict(checkpoint["model"])
-    return model
+    return model.eval()
 
 
 def main(argv=None):
@@ -163,6 +188,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not 0 <= args.workers <= 256:
         parser.error("--workers must be 0 to 256")
+    if args.export is not None:
+        if not args.export.endswith(".npz"):
+            parser.error(f"--export {args.export}: must end in .npz")
+        if not os.path.isdir(os.path.dirname(args.export) or "."):
+            parser.error(f"--export {args.export}: no such folder")
     checkpoint = load_checkpoint(args.checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -170,28 +200,29 @@ def main(argv=None):
         train_list = checkpoint["lists"]["train list"]
         own_list = checkpoint["lists"][f"{args.split} list"]
         model = load_model(checkpoint, device)
-        where = settings["data"], args.root or checkpoint["root"]
-        how = settings["size"], settings["imbalance"]
-        title = f"{checkpoint['method']} on {where[0]}, {settings['arch']}"
+        data = settings["data"]
+        root = checkpoint["root"] if args.root is None else args.root
+        title = f"{checkpoint['method']} on {data}, {settings['arch']}"
         title += f", epoch {checkpoint['epoch']} of {settings['epochs']}"
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         raise InputError(f"{args.checkpoint}: not a checkpoint, or damaged") from None
-    sets = load(*where, *how, splits=[args.split])
+    sets = load(data, root, settings["size"], settings["imbalance"], splits=[args.split])
     if sets["train"].fingerprint != train_list:
-        raise InputError(f"{where[0]} in {where[1]}: its train list is not the one trained with")
+        raise InputError(f"{data} in {root}: its train list is not the one trained with")
     N_c = sets["train"].N_c
     dataset = sets[args.split]
     dataset.transform = sets["test"].transform  # also of training images: no augmentation
     print(title)
     if dataset.fingerprint != own_list:
-        print(f"the {args.split} list in {where[1]} is not the one that training used")
+        print(f"the {args.split} list in {root} is not the one that training used")
     if model.phi.amp != (settings["precision"] == "bfloat16"):
         print("computed in float32, trained in bfloat16: the last digits may differ")
     predictions, features = predict(model.to(device), dataset, args.workers)
     report(args.split, dataset, predictions, N_c)
-    if args.export:
+    if args.export is not None:
+        arrays = io.BytesIO()
         np.savez(
-            args.export,
+            arrays,
             labels=dataset.labels,
             predictions=predictions,
             N_c=N_c,
@@ -199,6 +230,8 @@ def main(argv=None):
             class_accuracy=class_accuracy(dataset.labels, predictions, len(N_c)),  # Fig. 3
             weight_norms=model.h.weight.detach().norm(dim=1).cpu().numpy(),  # Fig. 4
         )
+        write(args.export, arrays.getbuffer())
+        print(f"saved {args.export}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The network: feature extractor phi, linear heads h, h_a and h_s. Fig. 1; Secs. 3.2-3.4 and 4.3.
 
-    model = Model("resnet10", C=1000)
+    model = Model("resnet10", C=1000).eval()
     logits = model(images)     # prediction (Sec. 3.4): uint8 [B, 3, H, W] -> [B, C], by phi and h
 
 `python model.py` counts the parameters of phi and of each head.
@@ -16,14 +16,17 @@ ARCHS = ["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152
 
 class Model(nn.Module):
     """phi with heads h (trained on B_CBS), h_a (on B_RRS, Sec. 3.2) and h_s (on B_theta, Sec. 3.3:
-    four angles). The keyword arguments are those of FeatureExtractor."""
+    four angles). tied: h is h_a, where no B_CBS trains h: RRS-Only predicts by its one classifier.
+    The other keyword arguments are those of FeatureExtractor."""
 
-    def __init__(self, arch, C, **kwargs):
+    def __init__(self, arch, C, tied=False, **kwargs):
         super().__init__()
         self.phi = FeatureExtractor(arch, **kwargs)
         self.h = nn.Linear(512, C)
         self.h_a = nn.Linear(512, C)
         self.h_s = nn.Linear(512, 4)
+        if tied:
+            self.h = self.h_a
 
     def forward(self, x):
         """Class logits [B, C] of uint8 images [B, 3, H, W] (Sec. 3.4, prediction)."""

@@ -27,14 +27,24 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from data import CORES, InputError, load, loader, oddities
-from evaluate import LAYOUT, csv_bytes, load_checkpoint, predict, report, shot_accuracy, table
+from evaluate import (
+    LAYOUT,
+    csv_bytes,
+    load_checkpoint,
+    predict,
+    report,
+    shot_accuracy,
+    table,
+    write,
+)
 from model import ARCHS, Model, has_bf16
 from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSampler
 
 
 # ------------------------------------------------------------------------------ Algorithm 1
 def train(args, device, rank=0, world=1):
-    """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`."""
+    """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`.
+    args: what `parse` returns, and args.precision."""
     sets, batches, checkpoint = prepare(args, rank, world)  # a fault in one process ends all
     record = checkpoint["record"] if checkpoint else []
     if len(record) == args.epochs and gather(os.path.exists(f"{args.out}/test.csv"))[0]:
@@ -44,7 +54,7 @@ def train(args, device, rank=0, world=1):
     N_c = sets["train"].N_c
     M = args.epochs * len(batches)
     model, optimizer, schedule = build(args, len(N_c), M, device, checkpoint)
-    phi, h, h_a, h_s = parallel(model, world)  # RRS-Only: h is h_a
+    phi, h, h_a, h_s = parallel(model, world)  # where lambda_1 is 0, h is h_a
     together(lambda: make_folder(args) if rank == 0 else None)
     if rank == 0:
         print_settings(args, sets, len(batches), checkpoint, device, world)
@@ -90,13 +100,13 @@ def train(args, device, rank=0, world=1):
             progress.line(epoch, m, losses)
             # line 13: end for
 
-        l, by_class = losses.means(epoch)
+        by_task, by_class = together(losses.means, epoch)
         predictions, _ = predict(model, sets["val"], args.workers, rank, world)
         accuracy = shot_accuracy(sets["val"].labels, predictions, N_c)
-        record.append(record_row(args, epoch, m, l, accuracy, by_class))
+        record.append(record_row(args, epoch, m, by_task, accuracy, by_class))
         if rank == 0:
             save(args, world, sets, record, model, optimizer, schedule)
-        progress.row(epoch, m, l, accuracy)
+        progress.row(epoch, m, by_task, accuracy)
 
     predictions, _ = predict(model, sets["test"], args.workers, rank, world)
     if rank == 0:
@@ -121,20 +131,19 @@ def cross_entropy(logits, Y):
 # ------------------------------------------------------------------------------ before the loop
 def prepare(args, rank, world):
     """The data, the batches, and the checkpoint to go on from, None for a new run. Sets
-    args.method, the paper's name of it. Raises InputError."""
-    # The first process alone, which may download CIFAR; then the others.
-    first = together(lambda: load_data(args) if rank == 0 else None)
-    sets = together(lambda: first or load_data(args))
+    args.method, the paper's name of it. Raises InputError; with `together` in all processes."""
+    sets = together(lambda: load_data(args) if rank == 0 else None)  # alone: may download CIFAR
+    sets = together(lambda: sets or load_data(args))  # then the others
     batches = together(training_batches, args, sets["train"], rank, world)
-    mine = settings(args, world) | fingerprints(sets)
-    checkpoint = together(find_checkpoint, args, mine)
-    mine["epoch"] = checkpoint["epoch"] if checkpoint else 0
-    # All processes must have the same settings, lists and epoch.
-    together(compare, mine, gather(mine)[0], "the first process's")
+    identity = settings(args, world) | fingerprints(sets)
+    checkpoint = together(find_checkpoint, args, identity) if args.resume else None
+    # All processes must have the same settings and lists, and go on from the same epoch.
+    identity["epoch"] = checkpoint["epoch"] if checkpoint else 0
+    together(compare, identity, gather(identity)[0], "the first process's")
     if checkpoint:
         args.method = checkpoint["method"]  # the run of --init is not needed any more
     else:
-        args.method = together(method, args)
+        args.method = together(method_name, args, identity)
     return sets, batches, checkpoint
 
 
@@ -145,8 +154,9 @@ def load_data(args):
 def training_batches(args, dataset, rank, world):
     """Lines 2-8: a DataLoader of [B_CBS; B_RRS], or of this process's share. Raises InputError."""
     S = args.batch_size
-    if S % world:
-        raise InputError(f"--batch-size {S}: {world} processes need a multiple of {world}")
+    if S % world or S // world < 2:  # BatchNorm needs two images
+        needed = f"a multiple of {world}, {2 * world} or more"
+        raise InputError(f"--batch-size {S}: {world} processes need {needed}")
     samplers = []
     try:
         if args.lambdas[0]:
@@ -160,34 +170,37 @@ def training_batches(args, dataset, rank, world):
 
 
 def settings(args, world):
-    """What the numbers of a run depend on."""
+    """What the numbers of a run depend on, but for the last digits (workers and threads)."""
     others = "root", "workers", "out", "resume", "amp", "method"
-    return {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
+    own = {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
+    if args.init:
+        own["init"] = os.path.relpath(args.init, args.out)  # they may be moved together
+    return own
 
 
 def fingerprints(sets):
     return {f"{split} list": dataset.fingerprint for split, dataset in sets.items()}
 
 
-def find_checkpoint(args, mine):
-    """What --resume goes on from, or None. Raises InputError where it is of another run."""
+def find_checkpoint(args, identity):
+    """The folder's checkpoint, or None. Raises InputError where it is of another run."""
     last = f"{args.out}/last.pt"
-    if not args.resume or not os.path.exists(last):
+    if not os.path.exists(last):
         return None
     checkpoint = load_checkpoint(last)
-    compare(mine, checkpoint["settings"] | checkpoint["lists"], "the checkpoint's")
+    compare(identity, checkpoint["settings"] | checkpoint["lists"], "the checkpoint's")
     return checkpoint
 
 
-def compare(mine, theirs, whose):
+def compare(ours, theirs, whose):
     """Raises InputError where a setting differs."""
-    for key, value in mine.items():
+    for key, value in ours.items():
         if value != theirs.get(key):
             name = key.replace("_", "-")
             raise InputError(f"{name} {value} differs from {whose} ({theirs.get(key)})")
 
 
-def trained(args):
+def task_names(args):
     """The tasks that have a weight, in the paper's words: CBS+RRS+SS, RRS-Only."""
     weighted = zip(("CBS", "RRS", "SS"), args.lambdas, strict=True)
     names = [task for task, weight in weighted if weight]
@@ -195,10 +208,10 @@ def trained(args):
     return name + "+rotation" * args.rotation_augmentation
 
 
-def method(args):
+def method_name(args, identity):
     """The paper's name of the whole training. Raises InputError where --init can't be used."""
     if not args.init:
-        return trained(args)
+        return task_names(args)
     source = load_checkpoint(args.init)
     theirs = source["settings"]
     if source["epoch"] < theirs["epochs"]:
@@ -206,19 +219,26 @@ def method(args):
     for key in "arch", "small_stem":
         if theirs[key] != vars(args)[key]:
             raise InputError(f"--init {args.init}: its {key} is {theirs[key]}")
-    if (trained(args), source["method"]) == ("CBS-Only", "RRS-Only"):
+    other = source["lists"]["train list"] != identity["train list"]
+    if (task_names(args), source["method"], other) == ("CBS-Only", "RRS-Only", False):
         return "ftRRS+CBS"  # Table 3
-    return f"{trained(args)} from {source['method']}"
+    return f"{task_names(args)} from {source['method']}" + f" on {theirs['data']}" * other
 
 
 def make_folder(args):
-    """A new run's folder must be new; what a killed run left half written goes."""
+    """A new run's folder must be new. Of a killed run, what it left half written goes."""
+    if args.resume and os.path.exists(args.out) and not os.path.isdir(args.out):
+        raise InputError(f"--out {args.out} is not a folder")
     try:
         os.makedirs(args.out, exist_ok=args.resume)
     except FileExistsError:
         raise InputError(f"{args.out} exists: --resume goes on, --out DIR starts anew") from None
-    for left in glob.glob(f"{glob.escape(args.out)}/*.tmp"):
-        os.remove(left)
+    tested = f"{args.out}/test.csv"
+    if os.path.exists(tested) and not os.path.exists(f"{args.out}/last.pt"):
+        raise InputError(f"{tested} is of a run without its last.pt; remove it, or take --out DIR")
+    for file in "last.pt", "record.csv", "test.csv":
+        for left in glob.glob(f"{glob.escape(args.out)}/{file}.[0-9]*.tmp"):
+            os.remove(left)
 
 
 def print_settings(args, sets, steps, checkpoint, device, world):
@@ -258,9 +278,8 @@ def build(args, C, M, device, checkpoint):
     torch.manual_seed(args.seed)
     fetch = args.pretrained and not (args.init or checkpoint)
     amp = args.precision == "bfloat16"  # main's choice, by the hardware
-    model = Model(args.arch, C, pretrained=fetch, small_stem=args.small_stem, amp=amp)
-    if not args.lambdas[0]:
-        model.h = model.h_a  # no B_CBS trains h: RRS-Only predicts by its one classifier
+    tied = not args.lambdas[0]
+    model = Model(args.arch, C, tied, pretrained=fetch, small_stem=args.small_stem, amp=amp)
     if args.init and not checkpoint:
         source = load_checkpoint(args.init)["model"]
         weights = {k.removeprefix("phi."): v for k, v in source.items() if k.startswith("phi.")}
@@ -270,12 +289,12 @@ def build(args, C, M, device, checkpoint):
     new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     if args.small_stem:
         new_layers += ("phi.resnet.conv1.",)
-    new = []
-    pretrained = []
+    new_weights = []
+    pretrained_weights = []
     for name, p in model.named_parameters():
         is_new = not args.pretrained or name.startswith(new_layers)
-        (new if is_new else pretrained).append(p)
-    groups = [{"params": new}, {"params": pretrained, "lr": args.lr_pretrained}]
+        (new_weights if is_new else pretrained_weights).append(p)
+    groups = [{"params": new_weights}, {"params": pretrained_weights, "lr": args.lr_pretrained}]
     how = {"momentum": args.momentum, "weight_decay": args.weight_decay, "fused": True}
     optimizer = torch.optim.SGD(groups, args.lr, **how)
     schedule = CosineAnnealingLR(optimizer, M)
@@ -292,7 +311,7 @@ def parallel(model, world):
     if world == 1:
         return model.phi, model.h, model.h_a, model.h_s
     if torch.cuda.is_available():
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
     wrapped = {module: DistributedDataParallel(module) for module in model.children()}
     return [wrapped[module] for module in (model.phi, model.h, model.h_a, model.h_s)]
 
@@ -303,18 +322,22 @@ def seed_of(*numbers):
 
 
 # ------------------------------------------------------------------------------ in the loop
+TASKS = "l_CBS", "l_RRS", "l_SS"
+
+
 class Losses:
     """An epoch's sums, kept on the device: each task's losses, and each class's for Fig. 2."""
 
     def __init__(self, C, device):
         self.iterations = 0
         self.tasks = torch.zeros(3, device=device)
-        self.classes = torch.zeros(2, 2, C, device=device)  # by CBS, RRS: of losses, of images
+        # [CBS or RRS, sum of losses or number of images, class]
+        self.classes = torch.zeros(2, 2, C, device=device)
 
-    def add(self, l, *batches):
-        """l: l_CBS, l_RRS and l_SS. batches: each image's loss and label, of B_CBS and B_RRS."""
+    def add(self, tasks, *batches):
+        """tasks: l_CBS, l_RRS, l_SS. batches: each image's loss and label, of B_CBS and B_RRS."""
         self.iterations += 1
-        self.tasks += torch.stack(l).detach()
+        self.tasks += torch.stack(tasks).detach()
         for sums, (each, Y) in zip(self.classes, batches, strict=True):
             sums.index_add_(1, Y, torch.stack([each, torch.ones_like(each)]))
 
@@ -326,13 +349,13 @@ class Losses:
             world = dist.get_world_size()
             dist.all_reduce(self.tasks)
             dist.all_reduce(self.classes)
-        l = (self.tasks / self.iterations / world).tolist()
-        if not np.isfinite(l).all():
+        by_task = (self.tasks / self.iterations / world).tolist()
+        if not np.isfinite(by_task).all():
+            losses = ", ".join(f"{task} {x:.3g}" for task, x in zip(TASKS, by_task, strict=True))
             raise InputError(
-                f"the loss is not finite in epoch {epoch + 1}: l_CBS {l[0]:.3g}, l_RRS {l[1]:.3g}, "
-                f"l_SS {l[2]:.3g}; try a lower --lr"
+                f"the loss is not finite in epoch {epoch + 1}: {losses}; try a lower --lr"
             )
-        return l, (self.classes[:, 0] / self.classes[:, 1]).tolist()
+        return by_task, (self.classes[:, 0] / self.classes[:, 1]).tolist()
 
 
 class Progress:
@@ -360,24 +383,24 @@ class Progress:
         self.last = now
         if now - self.shown > self.every:
             self.shown = now
-            l = losses.tasks / losses.iterations  # to print it is to wait for the device
+            by_task = losses.tasks / losses.iterations  # to print it is to wait for the device
             middle = f"   m {m:,} of {self.M:,}".ljust(31)
-            self.show(epoch, m, l.tolist(), middle, end="" if self.clear else "\n")
+            self.show(epoch, m, by_task.tolist(), middle, end="" if self.clear else "\n")
 
-    def row(self, epoch, m, l, accuracy):
+    def row(self, epoch, m, by_task, accuracy):
         """After an epoch, and its checkpoint."""
         many, medium, low, overall = (cell(x, 1) for x in accuracy.values())
-        self.show(epoch, m, l, f"  {many:>6}  {medium:>6}{low:>6}  {overall:>7}", end="\n")
+        self.show(epoch, m, by_task, f"  {many:>6}  {medium:>6}{low:>6}  {overall:>7}", end="\n")
         self.last = self.shown = time.perf_counter()
 
-    def show(self, epoch, m, l, middle, end):
+    def show(self, epoch, m, by_task, middle, end):
         if self.silent:
             return
         per_second = self.iterations / self.seconds
         left = clock((self.M - m) / per_second)
-        l = [x if weight else math.nan for x, weight in zip(l, self.args.lambdas, strict=True)]
+        weighted = zip(by_task, self.args.lambdas, strict=True)
         line = f"{epoch + 1:3}/{self.args.epochs}".ljust(6)
-        line += "".join(f"{cell(x, 3):>7}" for x in l)
+        line += "".join(f"{cell(x if weight else math.nan, 3):>7}" for x, weight in weighted)
         line += f"{middle}  {self.images * per_second:8,.0f}  {left:>5}"
         print(self.clear + line, end=end, flush=True)
 
@@ -392,12 +415,12 @@ def clock(seconds):
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
 
 
-def record_row(args, epoch, m, l, accuracy, by_class):
+def record_row(args, epoch, m, by_task, accuracy, by_class):
     """An epoch's row of record.csv; NaN for a task not trained, a class not drawn."""
     row = {"epoch": epoch + 1, "iteration": m}
-    for task, loss, weight in zip(("l_CBS", "l_RRS", "l_SS"), l, args.lambdas, strict=True):
+    for task, loss, weight in zip(TASKS, by_task, args.lambdas, strict=True):
         row[task] = loss if weight else math.nan
-    row["L_Final"] = sum(weight * x for weight, x in zip(args.lambdas, l, strict=True))
+    row["L_Final"] = sum(weight * x for weight, x in zip(args.lambdas, by_task, strict=True))
     row |= {f"val_{shot}": a for shot, a in accuracy.items()}
     for task, losses in zip(("l_CBS", "l_RRS"), by_class, strict=True):  # Fig. 2
         row |= {f"{task}_{y}": loss for y, loss in enumerate(losses)}
@@ -421,23 +444,11 @@ def save(args, world, sets, record, model, optimizer, schedule):
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
     }
+    find_checkpoint(args, state["settings"] | state["lists"])  # never overwrite another run's
     file = io.BytesIO()
     torch.save(state, file)
-    write(f"{args.out}/last.pt", file.getbuffer())
     write(f"{args.out}/record.csv", csv_bytes(record[0], [row.values() for row in record]))
-
-
-def write(path, content):
-    """Write a file whole or not at all. Raises InputError."""
-    beside = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror})") from None
+    write(f"{args.out}/last.pt", file.getbuffer())
 
 
 # ------------------------------------------------------------------------------ many processes
@@ -467,8 +478,8 @@ def together(step, *args):
 
 
 # ------------------------------------------------------------------------------ command line
-# Sec. 4.4 and, where it is silent, [19] or a choice (README). That of imagenet_lt serves all: a
-# dataset's own settings, then those of 'dataset arch', override it.
+# Sec. 4.4 states Z, the lambdas, SGD and the cosine; the rest is by [19] or a choice (README). The
+# recipe of imagenet_lt serves all: a dataset's own, then that of 'dataset arch', override it.
 RECIPES = {
     "imagenet_lt": {"epochs": 90, "lr": 0.1, "size": 224, "pretrained": False},
     "places_lt resnet152": {"epochs": 30, "pretrained": True},  # Table 1
@@ -477,6 +488,8 @@ RECIPES = {
     "cifar100_lt": {"epochs": 30, "size": 32},
     "glyphs_lt": {"epochs": 5, "lr": 0.03, "size": 32},
 }
+# For flags that are without effect in some runs, and are refused there.
+OTHERS = {"root": "data", "imbalance": 100.0, "Z": 4, "lr_pretrained": 0.001}
 
 
 def flags():
@@ -512,7 +525,7 @@ def flags():
     what = "rotated images join the class losses in place of l_SS (Table 5)"
     add("--rotation-augmentation", action="store_true", help=what)
     add = parser.add_argument_group("optimisation").add_argument
-    add("--epochs", type=int, help=f"passes of RRS over the training set {by}")
+    add("--epochs", type=int, help=f"epochs of floor(N / S) iterations {by}")
     add("--lr", type=float, help=f"learning rate at the start of the cosine {by}")
     what = "learning rate of pre-trained layers (default: 0.001)"
     add("--lr-pretrained", type=float, metavar="LR", help=what)
@@ -540,9 +553,8 @@ def parse(argv):
 
     name = args.data.lower()
     recipe = RECIPES["imagenet_lt"] | RECIPES.get(name, {}) | RECIPES.get(f"{name} {args.arch}", {})
-    recipe |= {"root": "data", "imbalance": 100.0}
-    recipe |= {"Z": 4, "lr_pretrained": 0.001, "workers": min(16, CORES)}
-    recipe |= {"lambdas": [0.5, 1.0, 0.0 if args.rotation_augmentation else 1.0]}
+    recipe |= OTHERS | {"workers": min(16, CORES)}
+    recipe |= {"lambdas": [0.5, 1.0, 0.0 if args.rotation_augmentation else 1.0]}  # Sec. 4.4
     for key, value in recipe.items():
         if getattr(args, key) is None:
             setattr(args, key, value)
@@ -558,19 +570,23 @@ def parse(argv):
         if useless and key in given:
             parser.error(f"--{key.replace('_', '-')} has no effect on this dataset or method")
     args.root = os.path.abspath(args.root)
-    args.init = args.init and os.path.abspath(args.init)
+    if args.init:
+        args.init = os.path.abspath(args.init)
     args.out = args.out or default_folder(args)
     return args
 
 
 def check(args, parser):
     """Refuse what is out of range, as argparse does."""
-    lowest = {"epochs": 1, "batch_size": 2, "Z": 1, "size": 32, "imbalance": 1, "workers": 0}
+    lowest = {"epochs": 1, "batch_size": 2, "Z": 1, "imbalance": 1}
     lowest |= {"lr": 0, "lr_pretrained": 0, "momentum": 0, "weight_decay": 0}
-    if not 0 <= args.seed < 2**32:
-        parser.error(f"--seed {args.seed}: must be 0 to 4294967295")  # CPUs use 32 bits
-    if args.workers > 256:
-        parser.error(f"--workers {args.workers}: so many processes would take the machine down")
+    ranges = {"seed": (0, 2**32 - 1), "workers": (0, 256), "size": (32, 4096)}  # CPUs: 32-bit seeds
+    for key, (low, high) in ranges.items():
+        if not low <= getattr(args, key) <= high:
+            parser.error(f"--{key} {getattr(args, key)}: must be {low} to {high}")
+    for key in "data", "root", "init", "out":
+        if getattr(args, key) == "":
+            parser.error(f"--{key}: must not be empty")
     for key, low in lowest.items():
         if not low <= getattr(args, key) < math.inf:
             parser.error(f"--{key.replace('_', '-')} {getattr(args, key)}: must be {low} or more")
@@ -584,7 +600,7 @@ def check(args, parser):
 
 def default_folder(args):
     lambdas = "_".join(f"{x:g}" for x in args.lambdas)
-    name = f"{trained(args)}-init" if args.init else trained(args)
+    name = task_names(args) + "-init" * bool(args.init)
     return f"runs/{args.data}-{args.arch}-{name}-{lambdas}-seed{args.seed}"
 
 
@@ -620,3 +636,7 @@ if __name__ == "__main__":
         sys.exit(130)
     except (InputError, OSError) as error:
         sys.exit(f"train.py: {error}")
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        sys.exit(f"train.py: {error} (a loading process ended; --resume goes on)")

@@ -117,7 +117,8 @@ def parse(argv):
     args.rows = [row for row in ROWS if row in args.rows]
     if "ftRRS+CBS" in args.rows and "RRS-Only" not in args.rows:
         parser.error("ftRRS+CBS starts from RRS-Only: name that row, too")
-    args.out = args.out or f"runs/paper-{args.data}-{args.arch}"
+    if args.out is None:
+        args.out = f"runs/paper-{args.data}-{args.arch}"
     return args
 
 
@@ -179,9 +180,11 @@ def train_all(args):
                 print(status, file=sys.stderr, flush=True)
             time.sleep(0.2)
             for job in [job for job, process in running.items() if process.poll() is not None]:
-                if running.pop(job).returncode:
+                if code := running.pop(job).returncode:
                     log = Path(f"{folder(args, *job)}.log")
                     last = "".join(log.read_text().splitlines()[-1:])
+                    if code < 0:
+                        last = f"ended by signal {-code}; the same command goes on"
                     sys.exit(f"{job[0]}, seed {job[1]}: {last} (see {log})")
                 done.add(job)
     finally:
@@ -311,7 +314,6 @@ def figures(args, destination):
     plt, TSNE = drawing_tools(args)
     plt.rcParams.update({"svg.hashsalt": "paper", "svg.fonttype": "none", "figure.dpi": 72})
     plt.rcParams["axes.titlesize"] = "medium"
-    os.makedirs(destination, exist_ok=True)
     runs = {row: export(args, row) for row in COLOURS}
     N_c = runs["CBS+RRS"]["N_c"]
     order = np.argsort(-N_c, kind="stable")  # the most frequent class first
@@ -511,17 +513,21 @@ def marks_of(order, bounds):
 
 def main(argv=None):
     args = parse(argv)
-    if args.figures:
+    if args.figures is not None:
         drawing_tools(args)  # what is missing is said now, not after the runs
+        os.makedirs(args.figures, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         train_all(args)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on")
     table(args, {seed: {row: result(args, row, seed) for row in args.rows} for seed in args.seeds})
-    if args.figures:
+    if args.figures is not None:
         figures(args, args.figures)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        sys.exit(f"paper.py: {error}")

@@ -564,7 +564,7 @@ def test_the_same_file_under_two_names_is_repeated(tmp_path, capsys):
         lines.write("link/n00000002/1.JPEG 2\ntest/../train/n00000000/1.JPEG 0\n")
     out, complaint = check(capsys, tmp_path)
     assert complaint.startswith("0 images are broken, 4 repeated")
-    assert "warning: 1 test images are training images, too" in out
+    assert "warning: 2 test images are training images, too" in out
 
 
 def test_check_opens_what_training_opens_below_a_link(tmp_path, capsys):

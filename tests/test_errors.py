@@ -1,6 +1,7 @@
 """Bad input in bulk: one line that names what is at fault, no traceback, nothing left behind."""
 
 import copy
+import errno
 import os
 import shutil
 import struct
@@ -215,7 +216,8 @@ FLAGS = {
     "momentum is a word": ({"momentum": "x"}, "--momentum"),
     "momentum is nan": ({"momentum": "nan"}, "--momentum"),
     "weight decay below 0": ({"weight_decay": -1}, "--weight-decay"),
-    "size too small": ({"size": 31}, "--size 31: must be 32 or more"),
+    "size too small": ({"size": 31}, "--size 31: must be 32 to 4096"),
+    "size beyond memory": ({"size": 10**8}, "--size 100000000: must be 32 to 4096"),
     "negative workers": ({"workers": -1}, "--workers"),
     "negative seed": ({"seed": -1}, "--seed"),
     "seed beyond 32 bits": ({"seed": 2**32}, "--seed"),
@@ -227,7 +229,10 @@ FLAGS = {
         {"data": "nosuch"},
         "there are: glyphs_lt, cifar10_lt, cifar100_lt, tiny ",
     ),
-    "dataset without a name": ({"data": ""}, "_train.txt not found in"),
+    "dataset without a name": ({"data": ""}, "--data: must not be empty"),
+    "init of an empty path": ({"init": ""}, "--init: must not be empty"),
+    "out is empty": ({"out": ""}, "--out: must not be empty"),
+    "root is empty": ({"root": ""}, "--root: must not be empty"),
     "lists in another folder": ({"data": "../tiny"}, "../tiny_train.txt not found in"),
     "root is not there": ({"root": "/nosuch/folder"}, "/nosuch/folder: no such folder"),
     "root is a file": ({"root": "tiny_val.txt"}, "tiny_val.txt: no such folder"),
@@ -374,6 +379,10 @@ def use(tiny_root, tmp_path, refused, monkeypatch):
     return refused_use
 
 
+def flip(content, place):
+    return content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
+
+
 USES = "evaluate", "resume", "init"
 NO_CHECKPOINTS = {
     "text": lambda good: b"hello",
@@ -381,6 +390,7 @@ NO_CHECKPOINTS = {
     "truncated": lambda good: good[: len(good) // 2],
     "without its end": lambda good: good[:-100],
     "an image": lambda good: b"\xff\xd8\xff\xe0" + bytes(1000),
+    "a flipped bit in a tensor": lambda good: flip(good, good.index(b"data/2") + 3000),
     "changed at its start": lambda good: bytes(200) + good[200:],
     "another project's": lambda good: {"epoch": 3, "state_dict": {}},
     "a bare tensor": lambda good: torch.zeros(3),
@@ -488,6 +498,10 @@ def test_accuracy_on_the_training_split_is_the_same_each_time(checkpoint, tmp_pa
         (["--make", "x", "--from", "train", "--max", 3, "--min", 5], "--min must be"),
         (["--make", "x", "--from", "train", "--min", 0], "--min must be"),
         (["--make", "x", "--from", "train", "--val", 0], "must be"),
+        (["--make", "x", "--from", "train", "--val", 10**20], "must be"),
+        (["--make", "", "--from", "train"], "--make '': a name is needed, without folders"),
+        (["--make", "../x", "--from", "train"], "--make '../x': a name is needed"),
+        (["--make", "train/x", "--from", "train"], "--make 'train/x': a name is needed"),
         (["--make", "x", "--from", "train", "--test", -1], "must be"),
         (["--make", "x", "--from", "train", "--alpha", 0], "--alpha must be"),
         (["--make", "x", "--from", "train", "--seed", -1], "must be"),
@@ -535,6 +549,9 @@ def test_flag_of_data_py_without_effect(root, refused, argv):
         ([".", "--split", "val"], ".: no such file"),
         (["x.pt", "--workers", -1], "--workers must be 0 to 256"),
         (["x.pt", "--workers", "x"], "--workers"),
+        (["x.pt", "--export", ""], "must end in .npz"),
+        (["x.pt", "--export", "train/"], "--export train/: must end in .npz"),
+        (["x.pt", "--export", "none/x.npz"], "--export none/x.npz: no such folder"),
     ],
 )
 def test_evaluate_command(root, refused, argv, named):
@@ -550,6 +567,15 @@ def test_evaluate_where_the_images_are_not_there(tiny_root, root, refused, check
     assert "tiny test list: 17 of 20 images are not in" in line
 
 
-def test_export_that_cannot_be_written(refused, checkpoint):
-    line = refused(evaluate.main, [checkpoint, "--workers", 0, "--export", "/nosuch/x.npz"])
-    assert "/nosuch/x.npz" in line
+def test_export_that_cannot_be_written_leaves_the_earlier_file(
+    checkpoint, tmp_path, refused, monkeypatch
+):
+    (tmp_path / "x.npz").write_bytes(b"earlier")
+    monkeypatch.setattr(os, "fsync", full)
+    argv = [checkpoint, "--workers", 0, "--export", tmp_path / "x.npz"]
+    assert f"{tmp_path}/x.npz can't be written (No space left" in refused(evaluate.main, argv)
+    assert os.listdir(tmp_path) == ["x.npz"] and (tmp_path / "x.npz").read_bytes() == b"earlier"
+
+
+def full(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

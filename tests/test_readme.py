@@ -83,7 +83,7 @@ def test_commands_of_the_readme_parse():
 def test_flags_and_figures_of_the_papers_rows():
     import paper
 
-    from train import method, parse
+    from train import parse, task_names
 
     pattern = r"^\| ([^|]+) \| [1-5–, ]+ \| (?:`(--[^`]+)`|\(none\)) \| (.*) \|"
     rows = re.findall(pattern, README.read_text(), re.M)
@@ -103,7 +103,7 @@ def test_flags_and_figures_of_the_papers_rows():
         if ratio := re.search(r"([\d.]+):([\d.]+)", title):
             assert args.lambdas == [float(ratio[1]), float(ratio[2]), 0]
         if name in ("CBS-Only", "RRS-Only", "CBS+RRS", "CBS+RRS+SS"):
-            assert method(args) == name
+            assert task_names(args) == name
         assert args.rotation_augmentation == (name == "Rotation")
         for column, cell in zip(COLUMNS, cells.split("|"), strict=True):
             theirs = paper.PAPER[column].get(name)

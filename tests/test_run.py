@@ -113,7 +113,9 @@ def test_export_holds_what_figures_3_and_4_draw(undisturbed, tmp_path, script):
     right = x["predictions"] == x["labels"]
     for c in range(4):
         assert x["class_accuracy"][c] == pytest.approx(100 * right[x["labels"] == c].mean())
-    assert float(out.split()[-1]) == pytest.approx(100 * right.mean(), abs=0.05)
+    row, saved = out.splitlines()[-2:]
+    assert float(row.split()[-1]) == pytest.approx(100 * right.mean(), abs=0.05)
+    assert saved == "saved figures.npz"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
