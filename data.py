@@ -64,7 +64,7 @@ def load(name, root="data", size=None, imbalance=100, splits=SPLITS):
     for split, (images, labels), transform in zip(SPLITS, parts, (train, test, test), strict=True):
         sets[split] = LongTailed(images, labels, transform, root, C)
     trained = set(sets["train"].files())
-    sets["train"].overlap = len(sets["train"].paths) - len(trained)
+    sets["train"].repeated = len(sets["train"].paths) - len(trained)
     for split in ("val", "test"):
         sets[split].overlap = sum(file in trained for file in sets[split].files())
     for split in splits:
@@ -90,7 +90,8 @@ class LongTailed(Dataset):
         # An array: worker processes would copy a list of str (pytorch issue 13246).
         self.paths = images if isinstance(images, np.ndarray) else np.array([], str)
         self.fingerprint = zlib.crc32(self.paths.tobytes() + self.labels.tobytes())
-        self.overlap = 0  # images that are training images, too; of train: listed before
+        self.overlap = 0  # images that are training images, too
+        self.repeated = 0  # of the train list: lines whose image another line has
 
     def __len__(self):
         return len(self.labels)
@@ -122,10 +123,8 @@ def loader(dataset, workers, **kwargs):
 def oddities(sets):
     """What to be told of a dataset wherever its accuracies are printed, a line each."""
     lines = []
-    if repeated := sets["train"].overlap:
-        lines.append(
-            f"warning: {repeated:,} lines of the train list repeat an image; N_c counts them"
-        )
+    if repeated := sets["train"].repeated:
+        lines.append(f"warning: the train list repeats images: {repeated:,}; N_c counts them again")
     if same_list(sets):
         lines.append("val and test are the same list: a choice of this dataset")
     for split in "val", "test":

@@ -222,7 +222,8 @@ def method_name(args, identity):
     other = source["lists"]["train list"] != identity["train list"]
     if (task_names(args), source["method"], other) == ("CBS-Only", "RRS-Only", False):
         return "ftRRS+CBS"  # Table 3
-    return f"{task_names(args)} from {source['method']}" + f" on {theirs['data']}" * other
+    where = f" ({theirs['data']}, another train list)" * other
+    return f"{task_names(args)} from {source['method']}{where}"
 
 
 def make_folder(args):
@@ -639,4 +640,4 @@ if __name__ == "__main__":
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        sys.exit(f"train.py: {error} (a loading process ended; --resume goes on)")
+        sys.exit(f"train.py: a loading process ended, --resume goes on ({error})")

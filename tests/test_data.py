@@ -317,6 +317,13 @@ def test_names_that_differ_by_case(tmp_path):
         load("bar_lt", str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["glyphs_lt", "CIFAR100_LT"])
+def test_own_lists_with_the_name_of_a_built_in_dataset_are_not_ignored(tmp_path, name):
+    write_lists(tmp_path, name)
+    with pytest.raises(InputError, match=f"{name}_train.txt: the name of a built-in dataset"):
+        load(name, str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["glyphs_lt", "cifar10_lt", "CIFAR100_LT"])
 def test_size_of_images_in_memory_is_theirs(name, tmp_path):
     with pytest.raises(InputError, match=f"--size 64: {name} has images of 32 pixels"):
@@ -502,6 +509,11 @@ def test_a_class_that_a_split_lacks_is_said(tmp_path, capsys):
     assert line.split(maxsplit=1)[1] == (
         "8 images      2 classes   smallest: class 2 with 0, largest: class 0 with 4"
     )
+    train.main(tiny_flags(tmp_path, out=tmp_path / "run", epochs=1))
+    said = "(1 classes have no test image and take no part)"
+    assert capsys.readouterr().out.splitlines()[-2] == said
+    evaluate.main([str(tmp_path / "run/last.pt"), "--workers", "0"])
+    assert capsys.readouterr().out.splitlines()[-1] == said  # and not that it is not balanced
 
 
 def check(capsys, root):
@@ -600,6 +612,19 @@ def test_overlap_of_train_and_test_is_said_wherever_accuracy_is_printed(tmp_path
     evaluate.main([str(tmp_path / "run/last.pt"), "--workers", "0", "--split", "val"])
     out = capsys.readouterr().out
     assert warnings(out) == ["warning: 1 of these 5 images are training images"]
+
+
+def test_an_image_that_the_train_list_repeats_is_said(tmp_path, capsys):
+    write_lists(tmp_path, counts=([9, 6, 3], [2, 1, 1], [1] * 3))
+    (tmp_path / "link").symlink_to("train")
+    with open(tmp_path / "tiny_train.txt", "a") as lines:
+        lines.write("train/n00000001/4.JPEG 1\n./train/n00000001/4.JPEG 1\n")
+        lines.write("link/n00000002/0.JPEG 2\n")
+    said = "warning: the train list repeats images: 3; N_c counts them again"
+    assert said in described(capsys, "--data", "tiny", "--root", tmp_path)
+    flags = tiny_flags(tmp_path, out=tmp_path / "run", epochs=1)
+    train.main(flags)
+    assert said in capsys.readouterr().out
 
 
 def test_validation_and_test_may_be_one_list_and_it_is_named(tmp_path, capsys):
@@ -756,6 +781,22 @@ def test_make_follows_a_class_folder_that_is_a_link(tmp_path, capsys):
     described(capsys, "--make", "x", "--from", tmp_path / "set", *FEW)
     assert (tmp_path / "set/x_classes.txt").read_text().split() == ["a", "b"]
     assert len(load("x", str(tmp_path / "set"), 32)["test"]) == 12
+
+
+def test_make_takes_a_file_of_two_names_once_and_never_in_two_classes(tmp_path, refused, capsys):
+    write_folders(tmp_path, {"a": 36, "b": 40})
+    for i in range(4):
+        (tmp_path / f"a/link{i}.png").symlink_to(f"{i}.png")
+        os.link(tmp_path / f"a/{i}.png", tmp_path / f"a/hard{i}.png")
+    argv = ["--from", tmp_path, "--val", 4, "--test", 6, "--max", 30, "--min"]
+    line = refused(data.main, ["--make", "x", *argv, 30])
+    assert "a has 36 images, fewer than the 30 + 4 + 6" in line
+    described(capsys, "--make", "x", *argv, 20)
+    files = [os.stat(tmp_path / path).st_ino for path, _ in sum(made(tmp_path, "x").values(), [])]
+    assert len(files) == len(set(files))
+    (tmp_path / "b/a.png").symlink_to("../a/7.png")
+    line = refused(data.main, ["--make", "y", *argv, 20])
+    assert "b/a.png and " in line and "a/7.png are one file, but of two classes" in line
 
 
 def test_what_make_can_just_give_and_what_it_cannot(folders, tmp_path, refused, capsys):

@@ -142,6 +142,13 @@ def test_a_mistake_is_said_once(tiny_root, tmp_path):
     assert 'train.py", line' not in err and not (tmp_path / "run").exists()
 
 
+def test_a_loss_that_is_not_finite_is_said_once(tiny_root, tmp_path):
+    flags = [*tiny_flags(tiny_root, lr=1e20), "--out", tmp_path / "run"]
+    codes, _, errs = processes(tmp_path, [flags] * 2)
+    assert codes == (1, 1) and errs[0].count("\n") == 1 and not errs[1]
+    assert "the loss is not finite in epoch 1" in errs[0]
+
+
 OTHER = {
     "order of the list": "differs from the first process's",
     "lr": "lr 0.5 differs from the first process's (0.02)",
@@ -191,7 +198,7 @@ def test_slices_together_are_the_global_batch(world, cbs, rrs):
             )
 
 
-@pytest.mark.parametrize("world, S", [(3, 32), (5, 12), (8, 44)])
+@pytest.mark.parametrize("world, S", [(3, 32), (5, 12), (8, 44), (4, 4)])  # 4: BatchNorm
 def test_S_that_does_not_divide_over_the_processes_is_refused(world, S):
     args = train.parse(["--batch-size", str(S)])
     with pytest.raises(InputError, match=f"--batch-size {S}: .* a multiple of {world}"):

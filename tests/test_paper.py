@@ -70,6 +70,23 @@ def test_each_run_has_one_thread_and_one_worker_whatever_the_jobs(monkeypatch, t
     assert len(started) == 2 * len(paper.ROWS)
 
 
+def test_a_run_that_was_killed_is_said_to_be(monkeypatch, tmp_path):
+    kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(paper, "start", lambda *_: subprocess.Popen(kill))
+    args = paper.parse(["--rows", "CBS-Only", "--seeds", "4", "--out", str(tmp_path)])
+    (tmp_path / "CBS-Only-seed4.log").write_text("  1/5  3.6\n")
+    with pytest.raises(SystemExit, match="^CBS-Only, seed 4: ended by signal 9; the same command"):
+        paper.train_all(args)
+
+
+def test_an_output_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    argv = command(tmp_path, "--out", "file", rows=["RRS-Only"])
+    done = finished(argv, tmp_path)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("paper.py: ")
+    assert "'file'" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "flags", [["--lambdas", "1", "0", "0"], ["--seed", "3"], ["--init=x.pt"], ["--resume"]]
 )

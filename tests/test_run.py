@@ -8,7 +8,9 @@ import resource
 import shlex
 import shutil
 import signal
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,13 +161,32 @@ def test_resume_starts_a_run_that_is_not_there_and_removes_what_a_kill_left(
     undisturbed, tiny_root, tmp_path, script
 ):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/last.pt.123.tmp").write_bytes(b"half")
+    for left in "last.pt.123.tmp", "test.csv.4.tmp", "the reader's.tmp":
+        (tmp_path / "run" / left).write_bytes(b"half")
     flags = tiny_flags(tiny_root, out="run", epochs=3)
     code, _, err = script("train", *flags)
     assert code == 1 and "run exists: --resume goes on, --out DIR starts anew" in err
     assert script("train", *flags, "--resume")[0] == 0
     assert_same_bits(undisturbed[0][0], tmp_path / "run")
-    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert [f.name for f in (tmp_path / "run").glob("*.tmp")] == ["the reader's.tmp"]
+
+
+def test_a_row_without_its_checkpoint_is_never_taken_for_a_new_runs(
+    undisturbed, tiny_root, tmp_path, refused
+):
+    (tmp_path / "run").mkdir()
+    shutil.copy(undisturbed[0][0] / "test.csv", tmp_path / "run")
+    flags = tiny_flags(tiny_root, out=tmp_path / "run", epochs=1)
+    line = refused(train.main, [*flags, "--resume"])
+    assert "run/test.csv is of a run without its last.pt; remove it" in line
+    assert [f.name for f in (tmp_path / "run").iterdir()] == ["test.csv"]
+
+
+def test_record_csv_is_never_behind_the_checkpoint(tiny_root, tmp_path, refused):
+    (tmp_path / "run/record.csv").mkdir(parents=True)  # it can't be written
+    flags = tiny_flags(tiny_root, out=tmp_path / "run", epochs=1)
+    assert "run/record.csv can't be written" in refused(train.main, [*flags, "--resume"])
+    assert [f.name for f in (tmp_path / "run").iterdir()] == ["record.csv"]
 
 
 def test_a_finished_run_says_so_and_is_not_written_again(undisturbed, tiny_root, tmp_path, script):
@@ -190,6 +211,24 @@ def test_two_processes_that_resume_one_folder_at_once_write_the_same(
     codes = [finish(process, tmp_path / name)[0] for name, process in processes.items()]
     assert 0 in codes
     assert_same_bits(undisturbed[0][0], tmp_path / "run")
+
+
+def test_of_two_runs_of_other_settings_in_one_folder_the_second_to_save_is_refused(
+    tiny_root, tmp_path
+):
+    """Both begin at once, by --resume, where there is no checkpoint to compare with."""
+    processes = {}
+    for lr in "0.02", "0.01":
+        argv = [*tiny_flags(tiny_root, out=tmp_path / "run", epochs=3, lr=lr), "--resume"]
+        processes[lr] = start("train", argv, tmp_path / lr)
+    ended = {lr: finish(process, tmp_path / lr) for lr, process in processes.items()}
+    codes = {lr: code for lr, (code, _, _) in ended.items()}
+    assert sorted(codes.values()) == [0, 1]
+    winner, loser = sorted(codes, key=codes.get)
+    assert f"lr {loser} differs from the checkpoint's ({winner})" in ended[loser][2]
+    assert state_of(tmp_path / "run")["settings"]["lr"] == float(winner)
+    tested = next(csv.reader((tmp_path / "run/test.csv").read_text().splitlines()[4:]))
+    assert f"{float(tested[2]):.1f}" == ended[winner][1].splitlines()[-2].split()[-1]
 
 
 @pytest.mark.parametrize(
@@ -272,6 +311,20 @@ def test_broken_image_is_one_line_with_its_path(tmp_path, script, split, workers
     assert err.startswith(f"train.py: {image}: not a readable image (")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the loading processes")
+def test_a_loading_process_that_is_killed_is_one_line(tiny_root, tmp_path):
+    process = start("train", tiny_flags(tiny_root, out="run", epochs=99, workers=2), tmp_path)
+    wait_for(tmp_path, " 1/99")
+    children = []
+    while not children:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    code, _, err = finish(process, tmp_path)
+    said = "train.py: a loading process ended, --resume goes on (DataLoader worker"
+    assert code == 1 and err.splitlines()[-1].startswith(said)
+    assert state_of(tmp_path / "run")["epoch"] >= 1
+
+
 def test_crafted_pickle_does_not_execute(tiny_root, tmp_path, script):
     class Evil:
         def __reduce__(self):
@@ -293,8 +346,8 @@ def test_crafted_pickle_does_not_execute(tiny_root, tmp_path, script):
 def test_table_3_starts_with_phi_of_a_finished_rrs_only_run_and_a_new_h(
     tiny_root, tmp_path, script
 ):
-    def run(out, lambdas, **extra):
-        flags = tiny_flags(tiny_root, out=out, epochs=1, Z=None, **extra)
+    def run(out, lambdas, root=tiny_root, **extra):
+        flags = tiny_flags(root, out=out, epochs=1, Z=None, **extra)
         return script("train", *flags, "--lambdas", *lambdas)
 
     still = {"lr": 0, "weight_decay": 0, "momentum": 0}
@@ -307,6 +360,13 @@ def test_table_3_starts_with_phi_of_a_finished_rrs_only_run_and_a_new_h(
     assert all(torch.equal(rrs["model"][k], ft["model"][k]) for k in parameters)
     assert not torch.equal(rrs["model"]["h_a.weight"], ft["model"]["h.weight"])
 
+    (tmp_path / "away").mkdir()  # both moved together
+    for name in "rrs", "ft":
+        shutil.copytree(tmp_path / name, tmp_path / "away" / name)
+    flags = tiny_flags(tiny_root, out="away/ft", epochs=1, Z=None, init="away/rrs/last.pt", **still)
+    code, out, err = script("train", *flags, "--lambdas", 1, 0, 0, "--resume")
+    assert code == 0 and "ftRRS+CBS" in out and "already finished" in out
+
     shutil.move(tmp_path / "rrs", tmp_path / "moved")  # not needed to resume
     code, out, _ = run("ft", (1, 0, 0), init="rrs/last.pt", resume="", **still)
     assert code == 2  # --resume takes no value
@@ -318,6 +378,11 @@ def test_table_3_starts_with_phi_of_a_finished_rrs_only_run_and_a_new_h(
     assert code == 0 and out.startswith("CBS-Only from ftRRS+CBS on tiny")
     code, _, err = run("x", (1, 0, 0), init="ft/last.pt", arch="resnet18")
     assert code == 1 and "--init" in err and "its arch is resnet10" in err
+    other = write_lists(tmp_path / "other", counts=([9, 6, 3, 3], [1] * 4, [1] * 4))
+    code, out, _ = run("ft3", (1, 0, 0), init="moved/last.pt", root=other)
+    assert out.startswith(
+        "CBS-Only from RRS-Only (tiny, another train list) on tiny: 4 classes, 21"
+    )
     ft["epoch"] = 0
     torch.save(ft, tmp_path / "unfinished.pt")
     code, _, err = run("x", (1, 0, 0), init="unfinished.pt")
