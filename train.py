@@ -136,7 +136,7 @@ def prepare(args, rank, world):
     sets = together(lambda: sets or load_data(args))  # then the others
     batches = together(training_batches, args, sets["train"], rank, world)
     identity = settings(args, world) | fingerprints(sets)
-    checkpoint = together(find_checkpoint, args, identity) if args.resume else None
+    checkpoint = together(lambda: find_checkpoint(args, identity) if args.resume else None)
     # All processes must have the same settings and lists, and go on from the same epoch.
     identity["epoch"] = checkpoint["epoch"] if checkpoint else 0
     together(compare, identity, gather(identity)[0], "the first process's")
