@@ -78,8 +78,8 @@ def load(name, root="data", size=None, imbalance=100, splits=SPLITS):
 
 
 class LongTailed(Dataset):
-    """A split. images: uint8 [N, 3, H, W], or paths below `root`; labels: int [N]; N_c: int [C],
-    images per class. An item is (image uint8 [3, size, size], label)."""
+    """A split. images: uint8 [N, 3, H, W], or paths below `root`, None where not drawn; labels:
+    int [N]; N_c: int [C], images per class. An item is (image uint8 [3, size, size], label)."""
 
     def __init__(self, images, labels, transform=None, root="", C=0):
         self.images = images
@@ -89,6 +89,7 @@ class LongTailed(Dataset):
         self.N_c = np.bincount(self.labels, minlength=C)
         # An array: worker processes would copy a list of str (pytorch issue 13246).
         self.paths = images if isinstance(images, np.ndarray) else np.array([], str)
+        # Of the list, not of the images' content; of images in memory, of their labels.
         self.fingerprint = zlib.crc32(self.paths.tobytes() + self.labels.tobytes())
         self.overlap = 0  # images that are training images, too
         self.repeated = 0  # of the train list: lines whose image another line has
@@ -174,7 +175,7 @@ def colour_jitter(image, strength=0.4):
     grey = torch.tensor([[0.2989, 0.587, 0.114]])
     A = torch.eye(3)
     b = torch.zeros(3, 1)
-    order = torch.randperm(3)
+    order = torch.randperm(3)  # of the three steps; so far they made A x + b
     factors = torch.empty(3).uniform_(1 - strength, 1 + strength)
     for step, factor in zip(order.tolist(), factors.tolist(), strict=True):
         if step == 0:  # contrast: towards the image's mean grey
@@ -241,8 +242,8 @@ def draw_glyphs(labels, rng):
 
 
 def cifar_lt(name, root, imbalance):
-    """Long-tailed CIFAR; val: up to a tenth of N_max a class of the training images left over.
-    Fetches the archive to `root` where it is not there. Raises InputError."""
+    """Long-tailed CIFAR; val: up to a tenth of N_max a class of the training images left over: none
+    of the largest class. Fetches the archive to `root` where it is not there. Raises InputError."""
     archive = getattr(torchvision.datasets, name.removesuffix("_lt").upper())
     try:
         train = archive(root, train=True)

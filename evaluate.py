@@ -59,7 +59,7 @@ def shot_accuracy(labels, predictions, N_c):
 @torch.inference_mode()
 def predict(model, dataset, workers=0, rank=0, world=1):
     """Predictions for a split, int [N], and features, a list of [B, 512]. Many processes share the
-    work and the first one's batch statistics; each gets all predictions, but its own features.
+    work and the first one's running statistics of BatchNorm; each gets all predictions, but its own features.
     Raises InputError where a logit is not finite."""
     was_training = model.training
     model.eval()
@@ -216,7 +216,7 @@ def main(argv=None):
     if dataset.fingerprint != own_list:
         print(f"the {args.split} list in {root} is not the one that training used")
     if model.phi.amp != (settings["precision"] == "bfloat16"):
-        print("computed in float32, trained in bfloat16: the last digits may differ")
+        print("computed in float32, trained in bfloat16: the accuracy may differ slightly")
     predictions, features = predict(model.to(device), dataset, args.workers)
     report(args.split, dataset, predictions, N_c)
     if args.export is not None:

@@ -37,8 +37,8 @@ class FeatureExtractor(nn.Module):
     """phi (Sec. 4.3): ResNet, average pooling, 512-d fully connected layer; a ReLU, as in [19].
     uint8 [B, 3, H, W] -> float32 [B, 512].
 
-    pretrained: torchvision's ImageNet weights, of all but that layer. small_stem: a 3 x 3
-    convolution without max-pooling, for 32-pixel photographs. amp: compute in bfloat16.
+    pretrained: torchvision's ImageNet weights, but for new layers. small_stem: a new first layer,
+    a 3 x 3 convolution without max-pooling, for 32-pixel photographs. amp: compute in bfloat16.
     Raises ValueError for an unknown arch or weights that do not exist.
     """
 

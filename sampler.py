@@ -54,7 +54,7 @@ class ClassBalancedSampler:
             for y in Y_k:  # line 4
                 I_Z = self.Q[y][without_replacement(rng, len(self.Q[y]), self.Z)]  # line 5
                 B_CBS.append(I_Z)  # line 6
-            yield np.concatenate(B_CBS).tolist()  # line 7
+            yield np.concatenate(B_CBS).tolist()  # line 7: end for
 
 
 def without_replacement(rng, n, size):

@@ -47,28 +47,30 @@ def train(args, device, rank=0, world=1):
     args: what `parse` returns, and args.precision."""
     sets, batches, checkpoint = prepare(args, rank, world)  # a fault in one process ends all
     record = checkpoint["record"] if checkpoint else []
-    if len(record) == args.epochs and gather(os.path.exists(f"{args.out}/test.csv"))[0]:
+    if len(record) == args.epochs and of_all(os.path.exists(f"{args.out}/test.csv"))[0]:
         if rank == 0:
             print(f"{args.method}: already finished; --out DIR starts a new run")
         return
     N_c = sets["train"].N_c
     M = args.epochs * len(batches)
     model, optimizer, schedule = build(args, len(N_c), M, device, checkpoint)
-    phi, h, h_a, h_s = parallel(model, world)  # where lambda_1 is 0, h is h_a
+    # Where lambda_1 is 0, h is h_a: RRS-Only predicts by its one classifier.
+    phi, h, h_a, h_s = parallel(model, world)
     together(lambda: make_folder(args) if rank == 0 else None)
     if rank == 0:
         print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
-    # Images of B_CBS, B_RRS and B_theta in this process; S = args.batch_size. Where a lambda is 0
-    # its batch is empty, and its loss 0: so Eq. 2 needs no cases. B_theta is of all images, or of
-    # none: phi sees 4S images by default.
+    # Images of B_CBS, B_RRS and B_theta in this process, of S = args.batch_size. Where lambda_1 or
+    # lambda_2 is 0 its batch is empty, and its loss 0: so Eq. 2 needs no cases. B_theta is of all
+    # images or of none.
     S_CBS = args.batch_size // world if lambda_1 else 0
     S_RRS = args.batch_size // world if lambda_2 else 0
     S_theta = S_CBS + S_RRS if lambda_3 or args.rotation_augmentation else 0
     progress = Progress(args, len(batches), (S_CBS + S_RRS) * world, len(record), rank)
 
     for epoch in range(len(record), args.epochs):
-        torch.manual_seed(seed_of(args.seed, epoch, rank))  # of augmentation and theta
+        # Of theta, and of augmentation: each loading process has a seed from this one.
+        torch.manual_seed(seed_of(args.seed, epoch, rank))
         batches.batch_sampler.set_epoch(epoch)
         losses = Losses(len(N_c), device)
         for m, (B, Y) in enumerate(batches, epoch * len(batches) + 1):  # line 1; 2-8: sampler.py
@@ -85,11 +87,12 @@ def train(args, device, rank=0, world=1):
                 B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
                 B_theta, theta = B_theta[:0], theta[:0]
 
-            features = phi(torch.cat([B_CBS, B_RRS, B_theta]))  # one pass over all images
+            # Sec. 3.4, 'concatenated as one batch': BatchNorm's statistics are over all three.
+            features = phi(torch.cat([B_CBS, B_RRS, B_theta]))
             f_CBS, f_RRS, f_theta = features.split([len(B_CBS), len(B_RRS), len(B_theta)])
             l_CBS, each_CBS = cross_entropy(h(f_CBS), Y_CBS)  # line 10
             l_RRS, each_RRS = cross_entropy(h_a(f_RRS), Y_RRS)  # line 10
-            l_SS, _ = cross_entropy(h_s(f_theta), theta)  # line 11
+            l_SS, _ = cross_entropy(h_s(f_theta), theta)  # line 11; theta is Y_theta
             L_Final = lambda_1 * l_CBS + lambda_2 * l_RRS + lambda_3 * l_SS  # line 11, Eq. 2
 
             optimizer.zero_grad()
@@ -100,7 +103,7 @@ def train(args, device, rank=0, world=1):
             progress.line(epoch, m, losses)
             # line 13: end for
 
-        by_task, by_class = together(losses.means, epoch)
+        by_task, by_class = together(losses.means, epoch)  # for the record; by class for Fig. 2
         predictions, _ = predict(model, sets["val"], args.workers, rank, world)
         accuracy = shot_accuracy(sets["val"].labels, predictions, N_c)
         record.append(record_row(args, epoch, m, by_task, accuracy, by_class))
@@ -113,7 +116,8 @@ def train(args, device, rank=0, world=1):
         report("test", sets["test"], predictions, N_c)
         write(f"{args.out}/test.csv", table(sets["test"].labels, predictions, N_c.tolist()))
         seconds = time.perf_counter() - progress.began
-        print(f"finished in {clock(seconds)}; saved last.pt, test.csv, record.csv")
+        since = " after --resume" if checkpoint else ""
+        print(f"finished in {clock(seconds)}{since}; saved last.pt, test.csv, record.csv")
 
 
 def rotate(B, theta):
@@ -131,7 +135,7 @@ def cross_entropy(logits, Y):
 # ------------------------------------------------------------------------------ before the loop
 def prepare(args, rank, world):
     """The data, the batches, and the checkpoint to go on from, None for a new run. Sets
-    args.method, the paper's name of it. Raises InputError; with `together` in all processes."""
+    args.method, the paper's name of it. Raises InputError; all processes end where one fails."""
     sets = together(lambda: load_data(args) if rank == 0 else None)  # alone: may download CIFAR
     sets = together(lambda: sets or load_data(args))  # then the others
     batches = together(training_batches, args, sets["train"], rank, world)
@@ -139,9 +143,9 @@ def prepare(args, rank, world):
     checkpoint = together(lambda: find_checkpoint(args, identity) if args.resume else None)
     # All processes must have the same settings and lists, and go on from the same epoch.
     identity["epoch"] = checkpoint["epoch"] if checkpoint else 0
-    together(compare, identity, gather(identity)[0], "the first process's")
+    together(compare, identity, of_all(identity)[0], "the first process's")
     if checkpoint:
-        args.method = checkpoint["method"]  # the run of --init is not needed any more
+        args.method = checkpoint["method"]  # without opening --init, which may be gone by now
     else:
         args.method = together(method_name, args, identity)
     return sets, batches, checkpoint
@@ -170,7 +174,7 @@ def training_batches(args, dataset, rank, world):
 
 
 def settings(args, world):
-    """What the numbers of a run depend on, but for the last digits (workers and threads)."""
+    """What the numbers of a run depend on, but for workers and threads, which may change."""
     others = "root", "workers", "out", "resume", "amp", "method"
     own = {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
     if args.init:
@@ -264,9 +268,10 @@ def print_settings(args, sets, steps, checkpoint, device, world):
     print(f"output: {args.out}")
     for line in oddities(sets):
         print(line)
-    for key, now in ("workers", args.workers), ("threads", threads):
+    effects = {"workers": (args.workers, "other augmentation"), "threads": (threads, "rounding")}
+    for key, (now, effect) in effects.items():
         if checkpoint and checkpoint[key] != now:
-            print(f"{key}: {now}, {checkpoint[key]} before: the last digits will differ")
+            print(f"{key}: {now}, {checkpoint[key]} before: other numbers by {effect}")
     if device.type == "cpu" and world > 1:
         print("BatchNorm is not synchronised on CPUs: other numbers than those of one process")
     if device.type == "cpu" and threads > 1 and os.getloadavg()[0] > CORES:
@@ -295,7 +300,8 @@ def build(args, C, M, device, checkpoint):
     for name, p in model.named_parameters():
         is_new = not args.pretrained or name.startswith(new_layers)
         (new_weights if is_new else pretrained_weights).append(p)
-    groups = [{"params": new_weights}, {"params": pretrained_weights, "lr": args.lr_pretrained}]
+    groups = [{"params": new_weights}]
+    groups += [{"params": pretrained_weights, "lr": args.lr_pretrained}]  # empty by default
     how = {"momentum": args.momentum, "weight_decay": args.weight_decay, "fused": True}
     optimizer = torch.optim.SGD(groups, args.lr, **how)
     schedule = CosineAnnealingLR(optimizer, M)
@@ -307,8 +313,9 @@ def build(args, C, M, device, checkpoint):
 
 
 def parallel(model, world):
-    """phi, h, h_a, h_s; of many processes, with the gradients averaged over all. Each is wrapped
-    once, as the loop calls it: h may be h_a."""
+    """phi, h, h_a, h_s; of many processes, with the gradients averaged over all. Each part is
+    wrapped, as the loop calls the parts, and once, as h may be h_a. All have a gradient in each
+    iteration, which DistributedDataParallel needs: that of an empty batch is 0."""
     if world == 1:
         return model.phi, model.h, model.h_a, model.h_s
     if torch.cuda.is_available():
@@ -318,7 +325,7 @@ def parallel(model, world):
 
 
 def seed_of(*numbers):
-    """A seed of 32 bits for several numbers."""
+    """One seed for several numbers, of the 32 bits that PyTorch uses on a CPU."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -369,7 +376,7 @@ class Progress:
         self.silent = rank > 0
         self.every = 1 if sys.stdout.isatty() else 60  # seconds
         self.clear = "\r\033[K" if sys.stdout.isatty() else ""
-        self.iterations = 0  # of this process
+        self.iterations = 0  # since this start
         self.seconds = 0.0  # spent on them
         self.began = self.last = self.shown = time.perf_counter()
         if not self.silent and epoch < args.epochs:
@@ -445,7 +452,7 @@ def save(args, world, sets, record, model, optimizer, schedule):
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
     }
-    find_checkpoint(args, state["settings"] | state["lists"])  # never overwrite another run's
+    find_checkpoint(args, state["settings"] | state["lists"])  # raises where it is another run's
     file = io.BytesIO()
     torch.save(state, file)
     write(f"{args.out}/record.csv", csv_bytes(record[0], [row.values() for row in record]))
@@ -453,7 +460,7 @@ def save(args, world, sets, record, model, optimizer, schedule):
 
 
 # ------------------------------------------------------------------------------ many processes
-def gather(x):
+def of_all(x):
     """The x of each process, in a list."""
     if not dist.is_initialized():
         return [x]
@@ -470,7 +477,7 @@ def together(step, *args):
         result = step(*args)
     except (InputError, OSError) as error:
         fault = str(error)
-    faults = [fault for fault in gather(fault) if fault]
+    faults = [fault for fault in of_all(fault) if fault]
     if faults and dist.is_initialized() and dist.get_rank() > 0:
         sys.exit(1)
     if faults:
@@ -489,7 +496,7 @@ RECIPES = {
     "cifar100_lt": {"epochs": 30, "size": 32},
     "glyphs_lt": {"epochs": 5, "lr": 0.03, "size": 32},
 }
-# For flags that are without effect in some runs, and are refused there.
+# Not set by argparse: where such a flag is given and has no effect, it is refused.
 OTHERS = {"root": "data", "imbalance": 100.0, "Z": 4, "lr_pretrained": 0.001}
 
 
@@ -581,7 +588,7 @@ def check(args, parser):
     """Refuse what is out of range, as argparse does."""
     lowest = {"epochs": 1, "batch_size": 2, "Z": 1, "imbalance": 1}
     lowest |= {"lr": 0, "lr_pretrained": 0, "momentum": 0, "weight_decay": 0}
-    ranges = {"seed": (0, 2**32 - 1), "workers": (0, 256), "size": (32, 4096)}  # CPUs: 32-bit seeds
+    ranges = {"seed": (0, 2**32 - 1), "workers": (0, 256), "size": (32, 4096)}
     for key, (low, high) in ranges.items():
         if not low <= getattr(args, key) <= high:
             parser.error(f"--{key} {getattr(args, key)}: must be {low} to {high}")

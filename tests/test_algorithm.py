@@ -42,7 +42,8 @@ def sets():
 
 
 def run(sets, tmp_path, monkeypatch, *flags):
-    """Run train.train in eval mode; the initial model, the checkpoint, each iteration's theta."""
+    """Run train.train in eval mode (in training mode the printed algorithm's three passes have
+    BatchNorm statistics of their own, and the code's one pass has not); the initial model, the checkpoint, each iteration's theta."""
     thetas = []
     initial = []
     build = train.build
@@ -110,7 +111,8 @@ def printed_algorithm(model, sets, lambdas, thetas):
             rate = LR * (1 + math.cos(math.pi * m / M)) / 2
             with torch.no_grad():
                 for p, g, v in zip(parameters, gradients, velocity, strict=True):
-                    v.mul_(0.9).add_(0.01 * p if g is None else g + 0.01 * p)
+                    g = 0 if g is None else g  # of an unused head, which decays
+                    v.mul_(0.9).add_(g + 0.01 * p)
                     p -= rate * v
             m += 1
             yield l_CBS.item(), l_RRS.item(), l_SS.item(), L_Final.item()
@@ -121,7 +123,7 @@ def test_two_epochs_of_the_training_function_equal_the_printed_algorithm(
     sets, tmp_path, monkeypatch, lambdas
 ):
     theirs, state, thetas = run(sets, tmp_path, monkeypatch, "--lambdas", *map(str, lambdas))
-    losses = np.array(list(printed_algorithm(theirs, sets, lambdas, thetas)))
+    losses = np.array(list(printed_algorithm(theirs, sets, lambdas, thetas)))  # trains theirs
     assert len(losses) == 6
     for epoch, row in enumerate(state["record"]):
         ours = [row[k] for k in ("l_CBS", "l_RRS", "l_SS", "L_Final")]
