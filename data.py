@@ -175,9 +175,9 @@ def colour_jitter(image, strength=0.4):
     grey = torch.tensor([[0.2989, 0.587, 0.114]])
     A = torch.eye(3)
     b = torch.zeros(3, 1)
-    order = torch.randperm(3)  # of the three steps; so far they made A x + b
+    order = torch.randperm(3)
     factors = torch.empty(3).uniform_(1 - strength, 1 + strength)
-    for step, factor in zip(order.tolist(), factors.tolist(), strict=True):
+    for step, factor in zip(order.tolist(), factors.tolist(), strict=True):  # x becomes A x + b
         if step == 0:  # contrast: towards the image's mean grey
             mean = A @ x.mean(1, keepdim=True) + b
             A, b = factor * A, factor * b + (1 - factor) * grey @ mean

@@ -59,8 +59,8 @@ def shot_accuracy(labels, predictions, N_c):
 @torch.inference_mode()
 def predict(model, dataset, workers=0, rank=0, world=1):
     """Predictions for a split, int [N], and features, a list of [B, 512]. Many processes share the
-    work and the first one's running statistics of BatchNorm; each gets all predictions, but its own features.
-    Raises InputError where a logit is not finite."""
+    work, and the first one's running statistics of BatchNorm; each gets all predictions, but its
+    own features. Raises InputError where a logit is not finite."""
     was_training = model.training
     model.eval()
     device = model.h.weight.device

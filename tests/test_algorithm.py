@@ -42,8 +42,9 @@ def sets():
 
 
 def run(sets, tmp_path, monkeypatch, *flags):
-    """Run train.train in eval mode (in training mode the printed algorithm's three passes have
-    BatchNorm statistics of their own, and the code's one pass has not); the initial model, the checkpoint, each iteration's theta."""
+    """Run train.train in eval mode: the initial model, the checkpoint, each iteration's theta. (In
+    training mode the three printed passes through phi would each have BatchNorm statistics of their
+    own, where the code's one pass has common ones.)"""
     thetas = []
     initial = []
     build = train.build
