@@ -53,8 +53,8 @@ def train(args, device, rank=0, world=1):
         return
     N_c = sets["train"].N_c
     M = args.epochs * len(batches)
+    # Where lambda_1 is 0, h is h_a (Model's `tied`): RRS-Only predicts by its one classifier.
     model, optimizer, schedule = build(args, len(N_c), M, device, checkpoint)
-    # Where lambda_1 is 0, h is h_a: RRS-Only predicts by its one classifier.
     phi, h, h_a, h_s = parallel(model, world)
     together(lambda: make_folder(args) if rank == 0 else None)
     if rank == 0:
@@ -69,7 +69,7 @@ def train(args, device, rank=0, world=1):
     progress = Progress(args, len(batches), (S_CBS + S_RRS) * world, len(record), rank)
 
     for epoch in range(len(record), args.epochs):
-        # Of theta, and of augmentation: each loading process has a seed from this one.
+        # The seed of theta, and of augmentation: each loading process has its own from this one.
         torch.manual_seed(seed_of(args.seed, epoch, rank))
         batches.batch_sampler.set_epoch(epoch)
         losses = Losses(len(N_c), device)
@@ -80,14 +80,15 @@ def train(args, device, rank=0, world=1):
             Y_CBS, Y_RRS = Y.split([S_CBS, S_RRS])
             theta = torch.randint(4, (S_theta,), device=device)
             B_theta = rotate(B[:S_theta], theta)  # line 9
-            # Table 5: the same inputs as with SS (an image and one random rotation of it, where
-            # Sec. 4.5 says four versions), but all in the class losses.
+            # Table 5: all images in the class losses. Sec. 4.5 says 'the same inputs' as with SS and
+            # 'four versions'; by Sec. 3.3 SS has one random angle. We keep the same inputs.
             if args.rotation_augmentation:
                 B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
                 B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
                 B_theta, theta = B_theta[:0], theta[:0]
 
-            # Sec. 3.4, 'concatenated as one batch': BatchNorm's statistics are over all three.
+            # Sec. 3.4 concatenates B_CBS and B_RRS, Algorithm 1 prints three passes. One pass over
+            # all, so that BatchNorm's statistics are of all, is our choice.
             features = phi(torch.cat([B_CBS, B_RRS, B_theta]))
             f_CBS, f_RRS, f_theta = features.split([len(B_CBS), len(B_RRS), len(B_theta)])
             l_CBS, each_CBS = cross_entropy(h(f_CBS), Y_CBS)  # line 10
@@ -111,6 +112,7 @@ def train(args, device, rank=0, world=1):
             save(args, world, sets, record, model, optimizer, schedule)
         progress.row(epoch, m, by_task, accuracy)
 
+    # Of the last epoch's model, not of the best on validation.
     predictions, _ = predict(model, sets["test"], args.workers, rank, world)
     if rank == 0:
         report("test", sets["test"], predictions, N_c)
@@ -292,6 +294,7 @@ def build(args, C, M, device, checkpoint):
         model.phi.load_state_dict(weights)
     model.to(device)
 
+    # As in [19], new layers have a larger learning rate than pre-trained ones.
     new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     if args.small_stem:
         new_layers += ("phi.resnet.conv1.",)
@@ -301,7 +304,7 @@ def build(args, C, M, device, checkpoint):
         is_new = not args.pretrained or name.startswith(new_layers)
         (new_weights if is_new else pretrained_weights).append(p)
     groups = [{"params": new_weights}]
-    groups += [{"params": pretrained_weights, "lr": args.lr_pretrained}]  # empty by default
+    groups += [{"params": pretrained_weights, "lr": args.lr_pretrained}]  # or none
     how = {"momentum": args.momentum, "weight_decay": args.weight_decay, "fused": True}
     optimizer = torch.optim.SGD(groups, args.lr, **how)
     schedule = CosineAnnealingLR(optimizer, M)
@@ -313,9 +316,9 @@ def build(args, C, M, device, checkpoint):
 
 
 def parallel(model, world):
-    """phi, h, h_a, h_s; of many processes, with the gradients averaged over all. Each part is
-    wrapped, as the loop calls the parts, and once, as h may be h_a. All have a gradient in each
-    iteration, which DistributedDataParallel needs: that of an empty batch is 0."""
+    """phi, h, h_a, h_s; of many processes, with the gradients averaged over all. Each part has a
+    DistributedDataParallel of its own, as the loop calls the parts and not the model; h and h_a
+    share one where they are one. It needs a gradient in each iteration: of an empty batch, 0."""
     if world == 1:
         return model.phi, model.h, model.h_a, model.h_s
     if torch.cuda.is_available():
@@ -351,7 +354,7 @@ class Losses:
 
     def means(self, epoch):
         """Mean l_CBS, l_RRS, l_SS of the epoch, and [2, C] by class, over all processes.
-        Raises InputError where one is not finite."""
+        Raises InputError where a task's is not finite."""
         world = 1
         if dist.is_initialized():
             world = dist.get_world_size()
@@ -486,33 +489,38 @@ def together(step, *args):
 
 
 # ------------------------------------------------------------------------------ command line
-# Sec. 4.4 states Z, the lambdas, SGD and the cosine; the rest is by [19] or a choice (README). The
-# recipe of imagenet_lt serves all: a dataset's own, then that of 'dataset arch', override it.
+# Sec. 4.4 has Z, the lambdas, SGD and the cosine, and for the rest refers to [19]: so are lr, size,
+# momentum, weight decay, lr_pretrained and Places-LT's epochs. 90 epochs (README) and S = 128 are
+# choices, as are the recipes of datasets that the paper does not have, which are for a CPU.
+# imagenet_lt's serves all: a dataset's own, then that of 'dataset arch', override it.
 RECIPES = {
     "imagenet_lt": {"epochs": 90, "lr": 0.1, "size": 224, "pretrained": False},
     "places_lt resnet152": {"epochs": 30, "pretrained": True},  # Table 1
     "tinyimagenet_lt": {"size": 64},
-    "cifar10_lt": {"epochs": 20, "size": 32},  # for a CPU, as the next two
+    "cifar10_lt": {"epochs": 20, "size": 32},
     "cifar100_lt": {"epochs": 30, "size": 32},
     "glyphs_lt": {"epochs": 5, "lr": 0.03, "size": 32},
 }
-# Not set by argparse: where such a flag is given and has no effect, it is refused.
-OTHERS = {"root": "data", "imbalance": 100.0, "Z": 4, "lr_pretrained": 0.001}
+LAMBDAS = [0.5, 1.0, 1.0]  # Sec. 4.4
+# Defaults of flags that are refused where they have no effect. In argparse they are None, which
+# tells whether they were given.
+CONDITIONAL = {"Z": 4, "lr_pretrained": 0.001, "root": "data", "imbalance": 100.0}
 
 
 def flags():
     """The command line. None: by the recipe of the dataset, or not given."""
     parser = argparse.ArgumentParser(
-        description="Train by Algorithm 1. Where the default is 'by the dataset' flags override "
-        "its recipe: RECIPES in train.py.",
+        description="Train by Algorithm 1. A flag overrides the recipe of the dataset "
+        "(RECIPES in train.py).",
         epilog="""examples:
-  python train.py --lambdas 0 1 0                         # the baseline RRS-Only
-  python train.py --data cifar100_lt --root DIR --seed 1""",
+  python train.py --data cifar100_lt --root DIR --seed 1
+  python train.py --lambdas 0 1 0 --out RRS               # the baseline RRS-Only
+  python train.py --lambdas 1 0 0 --init RRS/last.pt      # ... and then ftRRS+CBS (Table 3)""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument_group("data").add_argument
-    by = "(default: by the dataset)"
+    by = "(default: by the recipe)"
     add("--data", default="glyphs_lt", metavar="NAME", help="dataset (default: glyphs_lt)")
     add("--root", metavar="DIR", help="dataset folder (default: data)")
     add("--size", type=int, help=f"side of an image in pixels {by}")
@@ -561,8 +569,8 @@ def parse(argv):
 
     name = args.data.lower()
     recipe = RECIPES["imagenet_lt"] | RECIPES.get(name, {}) | RECIPES.get(f"{name} {args.arch}", {})
-    recipe |= OTHERS | {"workers": min(16, CORES)}
-    recipe |= {"lambdas": [0.5, 1.0, 0.0 if args.rotation_augmentation else 1.0]}  # Sec. 4.4
+    recipe |= CONDITIONAL | {"workers": min(16, CORES)}
+    recipe |= {"lambdas": [*LAMBDAS[:2], 0.0] if args.rotation_augmentation else LAMBDAS}
     for key, value in recipe.items():
         if getattr(args, key) is None:
             setattr(args, key, value)
