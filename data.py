@@ -172,7 +172,7 @@ def colour_jitter(image, strength=0.4):
     """v2.ColorJitter in a third of its time: brightness, contrast and saturation by random factors
     in random order, as one affine map of the colours, clipped once. uint8 [3, H, W] to the same."""
     x = image.reshape(3, -1).float()
-    grey = torch.tensor([[0.2989, 0.587, 0.114]])
+    to_grey = torch.tensor([[0.2989, 0.587, 0.114]])  # added to a 3 x 3 matrix, to each row
     A = torch.eye(3)
     b = torch.zeros(3, 1)
     order = torch.randperm(3)
@@ -180,11 +180,11 @@ def colour_jitter(image, strength=0.4):
     for step, factor in zip(order.tolist(), factors.tolist(), strict=True):  # x becomes A x + b
         if step == 0:  # contrast: towards the image's mean grey
             mean = A @ x.mean(1, keepdim=True) + b
-            A, b = factor * A, factor * b + (1 - factor) * grey @ mean
+            A, b = factor * A, factor * b + (1 - factor) * to_grey @ mean
         elif step == 1:  # brightness: towards black
             A, b = factor * A, factor * b
         else:  # saturation: towards each pixel's grey
-            blend = factor * torch.eye(3) + (1 - factor) * grey
+            blend = factor * torch.eye(3) + (1 - factor) * to_grey
             A, b = blend @ A, blend @ b
     return torch.addmm(b, A, x).clamp_(0, 255).to(torch.uint8).view(image.shape)
 
@@ -242,8 +242,8 @@ def draw_glyphs(labels, rng):
 
 
 def cifar_lt(name, root, imbalance):
-    """Long-tailed CIFAR; val: up to a tenth of N_max a class of the training images left over: none
-    of the largest class. Fetches the archive to `root` where it is not there. Raises InputError."""
+    """Long-tailed CIFAR; val: of the training images not drawn, at most N_max / 10 a class, so
+    none of the largest. Fetches the archive to `root` where it is not there. Raises InputError."""
     archive = getattr(torchvision.datasets, name.removesuffix("_lt").upper())
     try:
         train = archive(root, train=True)

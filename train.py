@@ -45,7 +45,9 @@ from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSample
 def train(args, device, rank=0, world=1):
     """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`.
     args: what `parse` returns, and args.precision."""
-    sets, batches, checkpoint = prepare(args, rank, world)  # a fault in one process ends all
+    # Of many processes, `together` ends all where one fails, `of_all` lists the value of each. One
+    # alone is as it is.
+    sets, batches, checkpoint = prepare(args, rank, world)
     record = checkpoint["record"] if checkpoint else []
     if len(record) == args.epochs and of_all(os.path.exists(f"{args.out}/test.csv"))[0]:
         if rank == 0:
@@ -60,7 +62,7 @@ def train(args, device, rank=0, world=1):
     if rank == 0:
         print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
-    # Images of B_CBS, B_RRS and B_theta in this process, of S = args.batch_size. Where lambda_1 or
+    # Images of B_CBS, B_RRS and B_theta in this process; S is args.batch_size. Where lambda_1 or
     # lambda_2 is 0 its batch is empty, and its loss 0: so Eq. 2 needs no cases. B_theta is of all
     # images or of none.
     S_CBS = args.batch_size // world if lambda_1 else 0
@@ -80,8 +82,9 @@ def train(args, device, rank=0, world=1):
             Y_CBS, Y_RRS = Y.split([S_CBS, S_RRS])
             theta = torch.randint(4, (S_theta,), device=device)
             B_theta = rotate(B[:S_theta], theta)  # line 9
-            # Table 5: all images in the class losses. Sec. 4.5 says 'the same inputs' as with SS and
-            # 'four versions'; by Sec. 3.3 SS has one random angle. We keep the same inputs.
+            # Table 5's row: each image's rotated twin joins it in its class loss, in place of l_SS.
+            # Sec. 4.5 says 'the same inputs' as with SS, and 'four versions'; by Sec. 3.3 SS has one
+            # random angle an image. We keep the same inputs.
             if args.rotation_augmentation:
                 B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
                 B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
@@ -288,13 +291,13 @@ def build(args, C, M, device, checkpoint):
     amp = args.precision == "bfloat16"  # main's choice, by the hardware
     tied = not args.lambdas[0]
     model = Model(args.arch, C, tied, pretrained=fetch, small_stem=args.small_stem, amp=amp)
-    if args.init and not checkpoint:
+    if args.init and not checkpoint:  # phi alone; then lr and epochs as ever, which is our choice
         source = load_checkpoint(args.init)["model"]
         weights = {k.removeprefix("phi."): v for k, v in source.items() if k.startswith("phi.")}
         model.phi.load_state_dict(weights)
     model.to(device)
 
-    # As in [19], new layers have a larger learning rate than pre-trained ones.
+    # As in [19], heads have a larger learning rate than pre-trained layers; here all new layers.
     new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     if args.small_stem:
         new_layers += ("phi.resnet.conv1.",)
@@ -455,7 +458,8 @@ def save(args, world, sets, record, model, optimizer, schedule):
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
     }
-    find_checkpoint(args, state["settings"] | state["lists"])  # raises where it is another run's
+    # Raises where another run, begun in this folder at the same time, has saved there.
+    find_checkpoint(args, state["settings"] | state["lists"])
     file = io.BytesIO()
     torch.save(state, file)
     write(f"{args.out}/record.csv", csv_bytes(record[0], [row.values() for row in record]))
@@ -489,10 +493,10 @@ def together(step, *args):
 
 
 # ------------------------------------------------------------------------------ command line
-# Sec. 4.4 has Z, the lambdas, SGD and the cosine, and for the rest refers to [19]: so are lr, size,
-# momentum, weight decay, lr_pretrained and Places-LT's epochs. 90 epochs (README) and S = 128 are
-# choices, as are the recipes of datasets that the paper does not have, which are for a CPU.
-# imagenet_lt's serves all: a dataset's own, then that of 'dataset arch', override it.
+# From Sec. 4.4: Z, the lambdas, SGD, the cosine. For the rest it refers to [19].
+# From [19]: lr, size, momentum, weight decay, lr_pretrained; 30 epochs of Places-LT, ResNet-152.
+# Ours: 90 epochs of all else (README), S = 128, all of datasets that the paper does not have.
+# A run has imagenet_lt's recipe, overridden by its dataset's own and by that of 'dataset arch'.
 RECIPES = {
     "imagenet_lt": {"epochs": 90, "lr": 0.1, "size": 224, "pretrained": False},
     "places_lt resnet152": {"epochs": 30, "pretrained": True},  # Table 1
@@ -533,7 +537,7 @@ def flags():
     add("--small-stem", action="store_true", help="3 x 3 stem without max-pooling")
     add("--init", metavar="LAST.PT", help="start phi from a finished run's checkpoint (Table 3)")
     add = parser.add_argument_group("Algorithm 1").add_argument
-    what = "weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1)"
+    what = "weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1, or 0.5 1 0)"
     add("--lambdas", nargs=3, type=float, metavar="L", help=what)
     what = "images per batch, each of B_CBS and B_RRS (default: 128)"
     add("--batch-size", type=int, default=128, metavar="S", help=what)
