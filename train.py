@@ -45,8 +45,8 @@ from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSample
 def train(args, device, rank=0, world=1):
     """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`.
     args: what `parse` returns, and args.precision."""
-    # Of many processes, `together` ends all where one fails, `of_all` lists the value of each. One
-    # alone is as it is.
+    # Of many processes: `together` calls a function in all and ends all where one fails, `of_all`
+    # lists the value of each.
     sets, batches, checkpoint = prepare(args, rank, world)
     record = checkpoint["record"] if checkpoint else []
     if len(record) == args.epochs and of_all(os.path.exists(f"{args.out}/test.csv"))[0]:
@@ -83,7 +83,7 @@ def train(args, device, rank=0, world=1):
             theta = torch.randint(4, (S_theta,), device=device)
             B_theta = rotate(B[:S_theta], theta)  # line 9
             # Table 5's row: each image's rotated twin joins it in its class loss, in place of l_SS.
-            # Sec. 4.5 says 'the same inputs' as with SS, and 'four versions'; by Sec. 3.3 SS has one
+            # Sec. 4.5 has 'the same inputs' as with SS, and 'four versions'; by Sec. 3.3 SS has one
             # random angle an image. We keep the same inputs.
             if args.rotation_augmentation:
                 B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
