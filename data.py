@@ -63,10 +63,11 @@ def load(name, root="data", size=None, imbalance=100, splits=SPLITS):
     sets = {}
     for split, (images, labels), transform in zip(SPLITS, parts, (train, test, test), strict=True):
         sets[split] = LongTailed(images, labels, transform, root, C)
-    trained = set(sets["train"].files())
-    sets["train"].repeated = len(sets["train"].paths) - len(trained)
-    for split in ("val", "test"):
-        sets[split].overlap = sum(file in trained for file in sets[split].files())
+    files = {split: dataset.files() for split, dataset in sets.items()}
+    trained = set(files["train"])
+    for split in SPLITS:
+        sets[split].repeated = len(files[split]) - len(set(files[split]))
+        sets[split].overlap = sum(file in trained for file in files[split]) * (split != "train")
     for split in splits:
         if missing := sets[split].missing():
             absolute = "; paths are relative to --root" if missing[0].startswith("/") else ""
@@ -92,7 +93,7 @@ class LongTailed(Dataset):
         # Of the list, not of the images' content; of images in memory, of their labels.
         self.fingerprint = zlib.crc32(self.paths.tobytes() + self.labels.tobytes())
         self.overlap = 0  # images that are training images, too
-        self.repeated = 0  # of the train list: lines whose image another line has
+        self.repeated = 0  # lines whose image an earlier line has
 
     def __len__(self):
         return len(self.labels)
@@ -124,8 +125,9 @@ def loader(dataset, workers, **kwargs):
 def oddities(sets):
     """What to be told of a dataset wherever its accuracies are printed, a line each."""
     lines = []
-    if repeated := sets["train"].repeated:
-        lines.append(f"warning: the train list repeats images: {repeated:,}; N_c counts them again")
+    for split, dataset in sets.items():
+        if repeated := dataset.repeated:
+            lines.append(f"warning: {repeated:,} lines of the {split} list repeat an image")
     if same_list(sets):
         lines.append("val and test are the same list: a choice of this dataset")
     for split in "val", "test":
@@ -172,7 +174,7 @@ def colour_jitter(image, strength=0.4):
     """v2.ColorJitter in a third of its time: brightness, contrast and saturation by random factors
     in random order, as one affine map of the colours, clipped once. uint8 [3, H, W] to the same."""
     x = image.reshape(3, -1).float()
-    to_grey = torch.tensor([[0.2989, 0.587, 0.114]])  # added to a 3 x 3 matrix, to each row
+    to_grey = torch.tensor([[0.2989, 0.587, 0.114]])
     A = torch.eye(3)
     b = torch.zeros(3, 1)
     order = torch.randperm(3)
@@ -184,7 +186,7 @@ def colour_jitter(image, strength=0.4):
         elif step == 1:  # brightness: towards black
             A, b = factor * A, factor * b
         else:  # saturation: towards each pixel's grey
-            blend = factor * torch.eye(3) + (1 - factor) * to_grey
+            blend = factor * torch.eye(3) + (1 - factor) * to_grey  # added to each row
             A, b = blend @ A, blend @ b
     return torch.addmm(b, A, x).clamp_(0, 255).to(torch.uint8).view(image.shape)
 
@@ -242,8 +244,9 @@ def draw_glyphs(labels, rng):
 
 
 def cifar_lt(name, root, imbalance):
-    """Long-tailed CIFAR; val: of the training images not drawn, at most N_max / 10 a class, so
-    none of the largest. Fetches the archive to `root` where it is not there. Raises InputError."""
+    """Long-tailed CIFAR; val: of the training images not drawn, at most N_max / 10 a class, and
+    none of the largest, which is drawn whole. Fetches the archive to `root` where it is not there.
+    Raises InputError."""
     archive = getattr(torchvision.datasets, name.removesuffix("_lt").upper())
     try:
         train = archive(root, train=True)
@@ -313,13 +316,34 @@ def read_list(path):
             if not line.strip():
                 continue
             *image, label = line.strip().rsplit(None, 1)
-            if not (image and label.isascii() and label.isdigit() and len(label) < 10):
+            if not (
+                image
+                and "\0" not in image[0]
+                and label.isascii()
+                and label.isdigit()
+                and len(label) < 10
+            ):
                 raise InputError(f"{path}:{n}: {line.strip()[:60]!r} is not `PATH LABEL`")
             paths += image
             labels.append(int(label))
     if not paths:
         raise InputError(f"{path}: the list is empty")
     return paths, labels
+
+
+def write(path, content):
+    """Write a file whole or not at all. Raises InputError."""
+    beside = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        if os.path.exists(beside):
+            os.remove(beside)  # the disk may be full
+        raise InputError(f"{path} can't be written ({error.strerror})") from None
 
 
 # ------------------------------------------------------------------------------ python data.py
@@ -427,10 +451,21 @@ def make(args, source, root):
         cuts = np.cumsum([N_c[label], args.val, args.test])
         for part, chosen in zip(lines, np.split(rng.permutation(paths), cuts)[:3], strict=False):
             part += [f"{path} {label}\n" for path in chosen]
+    write_all(files, ["".join(part).encode(errors="surrogateescape") for part in lines])
     for file, part in zip(files, lines, strict=True):
-        with open(file, "w", encoding="utf-8", errors="surrogateescape") as out:
-            out.writelines(part)
         print(f"{file}: {len(part):,} lines")
+
+
+def write_all(files, contents):
+    """Write new files, all or none. Raises InputError."""
+    try:
+        for file, content in zip(files, contents, strict=True):
+            write(file, content)
+    except InputError:
+        for file in files:
+            if os.path.exists(file):
+                os.remove(file)
+        raise
 
 
 def class_folders(source, root):
@@ -507,6 +542,8 @@ def main(argv=None):
         useless |= given & {"imbalance"}
     if useless:
         parser.error(f"--{min(useless)} has no effect here")
+    if args.root == "":
+        parser.error("--root must not be empty")
     if making:
         source = vars(args)["from"]
         vars(args).update({key: made[key] for key in made.keys() - given})
@@ -528,6 +565,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names in any encoding
     try:
         main()
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data import CORES, SPLITS, InputError, load, loader
+from data import CORES, SPLITS, InputError, load, loader, write
 from model import Model, has_bf16
 
 LAYOUT = "to-balance-or-not-to-balance 3"  # of a checkpoint, as train.py's save writes it
@@ -119,21 +119,6 @@ def csv_bytes(header, rows):
     return text.getvalue().encode()
 
 
-def write(path, content):
-    """Write a file whole or not at all. Raises InputError."""
-    beside = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        if os.path.exists(beside):
-            os.remove(beside)  # the disk may be full
-        raise InputError(f"{path} can't be written ({error.strerror})") from None
-
-
 def load_checkpoint(path):
     """A checkpoint of train.py, on the CPU; data only, no code runs. Raises InputError."""
     if not os.path.isfile(path):
@@ -171,7 +156,7 @@ def load_model(checkpoint, device):
     return model.eval()
 
 
-def main(argv=None):
+def parse(argv):
     parser = argparse.ArgumentParser(
         description="Accuracy of a trained model, by its checkpoint.",
         epilog="""examples:
@@ -184,15 +169,27 @@ def main(argv=None):
     add("--split", choices=SPLITS, default="test", help="split to evaluate (default: test)")
     add("--export", metavar="FILE.npz", help="save predictions, features and weight norms")
     add("--root", metavar="DIR", help="dataset folder, where it moved since training")
-    add("--workers", type=int, default=min(16, CORES), help="loading processes (default: cores)")
+    add(
+        "--workers",
+        type=int,
+        default=min(16, CORES),
+        help="loading processes (default: cores, up to 16)",
+    )
     args = parser.parse_args(argv)
     if not 0 <= args.workers <= 256:
         parser.error("--workers must be 0 to 256")
+    if args.root == "":
+        parser.error("--root must not be empty")
     if args.export is not None:
         if not args.export.endswith(".npz"):
             parser.error(f"--export {args.export}: must end in .npz")
         if not os.path.isdir(os.path.dirname(args.export) or "."):
             parser.error(f"--export {args.export}: no such folder")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
     checkpoint = load_checkpoint(args.checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -235,9 +232,14 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names in any encoding
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("evaluate.py: interrupted")
     except (InputError, OSError) as error:
         sys.exit(f"evaluate.py: {error}")
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        sys.exit(f"evaluate.py: a loading process ended ({error})")

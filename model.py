@@ -68,7 +68,7 @@ class FeatureExtractor(nn.Module):
         x = x.sub_(self.mean).div_(self.std)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp):
             f = self.resnet(x)
-        return f.float()  # heads and losses in float32: bfloat16 logits tie
+        return f.float()  # heads and losses in float32: in bfloat16 logits are often equal
 
 
 def has_bf16(device):

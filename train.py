@@ -9,10 +9,10 @@ whole epoch.
 """
 
 import argparse
-import glob
 import io
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -26,17 +26,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from data import CORES, InputError, load, loader, oddities
-from evaluate import (
-    LAYOUT,
-    csv_bytes,
-    load_checkpoint,
-    predict,
-    report,
-    shot_accuracy,
-    table,
-    write,
-)
+from data import CORES, InputError, load, loader, oddities, write
+from evaluate import LAYOUT, csv_bytes, load_checkpoint, predict, report, shot_accuracy, table
 from model import ARCHS, Model, has_bf16
 from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSampler
 
@@ -44,7 +35,7 @@ from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSample
 # ------------------------------------------------------------------------------ Algorithm 1
 def train(args, device, rank=0, world=1):
     """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`.
-    args: what `parse` returns, and args.precision."""
+    args: what `parse` returns, and args.precision; `prepare` adds args.method."""
     # Of many processes: `together` calls a function in all and ends all where one fails, `of_all`
     # lists the value of each.
     sets, batches, checkpoint = prepare(args, rank, world)
@@ -63,8 +54,7 @@ def train(args, device, rank=0, world=1):
         print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
     # Images of B_CBS, B_RRS and B_theta in this process; S is args.batch_size. Where lambda_1 or
-    # lambda_2 is 0 its batch is empty, and its loss 0: so Eq. 2 needs no cases. B_theta is of all
-    # images or of none.
+    # lambda_2 is 0 its batch is empty, and its loss 0: so Eq. 2 needs no cases.
     S_CBS = args.batch_size // world if lambda_1 else 0
     S_RRS = args.batch_size // world if lambda_2 else 0
     S_theta = S_CBS + S_RRS if lambda_3 or args.rotation_augmentation else 0
@@ -81,10 +71,10 @@ def train(args, device, rank=0, world=1):
             B_CBS, B_RRS = B.split([S_CBS, S_RRS])
             Y_CBS, Y_RRS = Y.split([S_CBS, S_RRS])
             theta = torch.randint(4, (S_theta,), device=device)
-            B_theta = rotate(B[:S_theta], theta)  # line 9
-            # Table 5's row: each image's rotated twin joins it in its class loss, in place of l_SS.
-            # Sec. 4.5 has 'the same inputs' as with SS, and 'four versions'; by Sec. 3.3 SS has one
-            # random angle an image. We keep the same inputs.
+            B_theta = rotate(B[:S_theta], theta)  # line 9; of all of B, or of none
+            # Table 5, Rotation Augmentation: each image's rotated twin joins it in its class loss.
+            # Sec. 4.5 asks for 'the same inputs' as with SS, which are two of each image, and for
+            # 'four versions', which would be four. We take two.
             if args.rotation_augmentation:
                 B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
                 B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
@@ -119,6 +109,8 @@ def train(args, device, rank=0, world=1):
     predictions, _ = predict(model, sets["test"], args.workers, rank, world)
     if rank == 0:
         report("test", sets["test"], predictions, N_c)
+        write_record(args, record)  # again: a kill may have come between it and the checkpoint
+        remove_half_written(args)
         write(f"{args.out}/test.csv", table(sets["test"].labels, predictions, N_c.tolist()))
         seconds = time.perf_counter() - progress.began
         since = " after --resume" if checkpoint else ""
@@ -179,7 +171,7 @@ def training_batches(args, dataset, rank, world):
 
 
 def settings(args, world):
-    """What the numbers of a run depend on, but for workers and threads, which may change."""
+    """What the numbers of a run depend on; workers, threads and the device may change."""
     others = "root", "workers", "out", "resume", "amp", "method"
     own = {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
     if args.init:
@@ -194,7 +186,7 @@ def fingerprints(sets):
 def find_checkpoint(args, identity):
     """The folder's checkpoint, or None. Raises InputError where it is of another run."""
     last = f"{args.out}/last.pt"
-    if not os.path.exists(last):
+    if not os.path.lexists(last):  # a broken link is one that is lost
         return None
     checkpoint = load_checkpoint(last)
     compare(identity, checkpoint["settings"] | checkpoint["lists"], "the checkpoint's")
@@ -236,19 +228,16 @@ def method_name(args, identity):
 
 
 def make_folder(args):
-    """A new run's folder must be new. Of a killed run, what it left half written goes."""
+    """A new run's folder must be new, or with --resume have no other run's files."""
     if args.resume and os.path.exists(args.out) and not os.path.isdir(args.out):
         raise InputError(f"--out {args.out} is not a folder")
     try:
         os.makedirs(args.out, exist_ok=args.resume)
     except FileExistsError:
         raise InputError(f"{args.out} exists: --resume goes on, --out DIR starts anew") from None
-    tested = f"{args.out}/test.csv"
-    if os.path.exists(tested) and not os.path.exists(f"{args.out}/last.pt"):
-        raise InputError(f"{tested} is of a run without its last.pt; remove it, or take --out DIR")
-    for file in "last.pt", "record.csv", "test.csv":
-        for left in glob.glob(f"{glob.escape(args.out)}/{file}.[0-9]*.tmp"):
-            os.remove(left)
+    for file in f"{args.out}/test.csv", f"{args.out}/record.csv":
+        if os.path.exists(file) and not os.path.exists(f"{args.out}/last.pt"):
+            raise InputError(f"{file} is of a run without last.pt; remove it, or take --out DIR")
 
 
 def print_settings(args, sets, steps, checkpoint, device, world):
@@ -297,7 +286,8 @@ def build(args, C, M, device, checkpoint):
         model.phi.load_state_dict(weights)
     model.to(device)
 
-    # As in [19], heads have a larger learning rate than pre-trained layers; here all new layers.
+    # [19] trains only the heads at the large rate, and its new 512-d layer at that of pre-trained
+    # layers. That all new layers have the large one is our choice.
     new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     if args.small_stem:
         new_layers += ("phi.resnet.conv1.",)
@@ -307,7 +297,7 @@ def build(args, C, M, device, checkpoint):
         is_new = not args.pretrained or name.startswith(new_layers)
         (new_weights if is_new else pretrained_weights).append(p)
     groups = [{"params": new_weights}]
-    groups += [{"params": pretrained_weights, "lr": args.lr_pretrained}]  # or none
+    groups += [{"params": pretrained_weights, "lr": args.lr_pretrained}]  # maybe empty
     how = {"momentum": args.momentum, "weight_decay": args.weight_decay, "fused": True}
     optimizer = torch.optim.SGD(groups, args.lr, **how)
     schedule = CosineAnnealingLR(optimizer, M)
@@ -321,11 +311,12 @@ def build(args, C, M, device, checkpoint):
 def parallel(model, world):
     """phi, h, h_a, h_s; of many processes, with the gradients averaged over all. Each part has a
     DistributedDataParallel of its own, as the loop calls the parts and not the model; h and h_a
-    share one where they are one. It needs a gradient in each iteration: of an empty batch, 0."""
+    share one where they are one, called twice. Each needs a gradient in each iteration: that of an
+    empty batch is 0."""
     if world == 1:
         return model.phi, model.h, model.h_a, model.h_s
     if torch.cuda.is_available():
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, with the same parameters
     wrapped = {module: DistributedDataParallel(module) for module in model.children()}
     return [wrapped[module] for module in (model.phi, model.h, model.h_a, model.h_s)]
 
@@ -458,12 +449,35 @@ def save(args, world, sets, record, model, optimizer, schedule):
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
     }
-    # Raises where another run, begun in this folder at the same time, has saved there.
-    find_checkpoint(args, state["settings"] | state["lists"])
+    check_saved(args, state)
     file = io.BytesIO()
     torch.save(state, file)
-    write(f"{args.out}/record.csv", csv_bytes(record[0], [row.values() for row in record]))
     write(f"{args.out}/last.pt", file.getbuffer())
+    write_record(args, record)
+
+
+def check_saved(args, state):
+    """Raises InputError where another process, started in this folder at the same time, has saved:
+    it may have other settings, or be further on."""
+    try:
+        saved = load_checkpoint(f"{args.out}/last.pt")
+    except InputError:  # none yet, or damaged since
+        return
+    identity = state["settings"] | state["lists"]
+    compare(identity, saved["settings"] | saved["lists"], "the checkpoint's")
+    if saved["epoch"] >= state["epoch"]:
+        raise InputError(f"{args.out}: another process has saved epoch {saved['epoch']} there")
+
+
+def remove_half_written(args):
+    """What `write` in killed processes left in the folder."""
+    for name in os.listdir(args.out):
+        if re.fullmatch(r"(last\.pt|(record|test)\.csv)\.\d+\.tmp", name):
+            os.remove(f"{args.out}/{name}")
+
+
+def write_record(args, record):
+    write(f"{args.out}/record.csv", csv_bytes(record[0], [row.values() for row in record]))
 
 
 # ------------------------------------------------------------------------------ many processes
@@ -477,7 +491,8 @@ def of_all(x):
 
 
 def together(step, *args):
-    """step(*args) in each process. Where it fails in one, all end, and the first says why."""
+    """step(*args) in each process. Where it fails in one by InputError or OSError, all end, and the
+    first says why."""
     result = None
     fault = None
     try:
@@ -493,10 +508,11 @@ def together(step, *args):
 
 
 # ------------------------------------------------------------------------------ command line
-# From Sec. 4.4: Z, the lambdas, SGD, the cosine. For the rest it refers to [19].
+# From Sec. 4.4: the lambdas, Z, SGD and the cosine; it refers to [19] for lr, epochs and S.
 # From [19]: lr, size, momentum, weight decay, lr_pretrained; 30 epochs of Places-LT, ResNet-152.
 # Ours: 90 epochs of all else (README), S = 128, all of datasets that the paper does not have.
 # A run has imagenet_lt's recipe, overridden by its dataset's own and by that of 'dataset arch'.
+# S, momentum and weight decay are the same for all: `flags`.
 RECIPES = {
     "imagenet_lt": {"epochs": 90, "lr": 0.1, "size": 224, "pretrained": False},
     "places_lt resnet152": {"epochs": 30, "pretrained": True},  # Table 1
@@ -529,7 +545,7 @@ def flags():
     add("--root", metavar="DIR", help="dataset folder (default: data)")
     add("--size", type=int, help=f"side of an image in pixels {by}")
     add("--imbalance", type=float, metavar="F", help="N_max / N_min of CIFAR-LT (default: 100)")
-    add("--workers", type=int, help="loading processes (default: cores)")
+    add("--workers", type=int, help="loading processes (default: cores, up to 16)")
     add = parser.add_argument_group("model").add_argument
     add("--arch", default="resnet10", choices=ARCHS, help="feature extractor (default: resnet10)")
     switch = argparse.BooleanOptionalAction
@@ -537,12 +553,12 @@ def flags():
     add("--small-stem", action="store_true", help="3 x 3 stem without max-pooling")
     add("--init", metavar="LAST.PT", help="start phi from a finished run's checkpoint (Table 3)")
     add = parser.add_argument_group("Algorithm 1").add_argument
-    what = "weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1, or 0.5 1 0)"
+    what = "weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1)"
     add("--lambdas", nargs=3, type=float, metavar="L", help=what)
     what = "images per batch, each of B_CBS and B_RRS (default: 128)"
     add("--batch-size", type=int, default=128, metavar="S", help=what)
     add("--Z", type=int, help="images per class in B_CBS (default: 4)")
-    what = "rotated images join the class losses in place of l_SS (Table 5)"
+    what = "rotated images join the class losses, l_SS has weight 0 (Table 5)"
     add("--rotation-augmentation", action="store_true", help=what)
     add = parser.add_argument_group("optimisation").add_argument
     add("--epochs", type=int, help=f"epochs of floor(N / S) iterations {by}")
@@ -646,6 +662,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names in any encoding
     try:
         main()
     except KeyboardInterrupt:

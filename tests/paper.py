@@ -117,6 +117,8 @@ def parse(argv):
     args.rows = [row for row in ROWS if row in args.rows]
     if "ftRRS+CBS" in args.rows and "RRS-Only" not in args.rows:
         parser.error("ftRRS+CBS starts from RRS-Only: name that row, too")
+    if "" in (args.out, args.root, args.figures):
+        parser.error("--out, --root, --figures: must not be empty")
     if args.out is None:
         args.out = f"runs/paper-{args.data}-{args.arch}"
     return args
@@ -527,7 +529,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # as an ASCII terminal has no ±
     try:
         main()
-    except OSError as error:
+    except (OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"paper.py: {error}")

@@ -71,7 +71,8 @@ def run(sets, tmp_path, monkeypatch, *flags):
 
 
 def printed_algorithm(model, sets, lambdas, thetas):
-    """Algorithm 1 as it is printed, with SGD and cosine written out; yields the losses."""
+    """Lines 9-12 as they are printed, on the samplers' batches (test_sampler.py has lines 2-8) and
+    the recorded theta, with SGD and cosine written out; yields the losses."""
     labels = sets["train"].labels
     images = sets["train"].images
     parameters = list(model.parameters())
@@ -123,17 +124,15 @@ def printed_algorithm(model, sets, lambdas, thetas):
 def test_two_epochs_of_the_training_function_equal_the_printed_algorithm(
     sets, tmp_path, monkeypatch, lambdas
 ):
-    theirs, state, thetas = run(sets, tmp_path, monkeypatch, "--lambdas", *map(str, lambdas))
-    losses = np.array(list(printed_algorithm(theirs, sets, lambdas, thetas)))  # trains theirs
+    model, state, thetas = run(sets, tmp_path, monkeypatch, "--lambdas", *map(str, lambdas))
+    losses = np.array(list(printed_algorithm(model, sets, lambdas, thetas)))  # which trains it
     assert len(losses) == 6
     for epoch, row in enumerate(state["record"]):
         ours = [row[k] for k in ("l_CBS", "l_RRS", "l_SS", "L_Final")]
         np.testing.assert_allclose(
             np.nan_to_num(ours), losses[3 * epoch : 3 * epoch + 3].mean(0), rtol=1e-4, atol=1e-6
         )
-    torch.testing.assert_close(
-        dict(theirs.state_dict()), dict(state["model"]), rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(dict(model.state_dict()), dict(state["model"]), rtol=1e-3, atol=1e-4)
 
 
 def test_rotation_augmentation_adds_the_rotated_twins_to_the_class_losses(

@@ -620,7 +620,10 @@ def test_an_image_that_the_train_list_repeats_is_said(tmp_path, capsys):
     with open(tmp_path / "tiny_train.txt", "a") as lines:
         lines.write("train/n00000001/4.JPEG 1\n./train/n00000001/4.JPEG 1\n")
         lines.write("link/n00000002/0.JPEG 2\n")
-    said = "warning: the train list repeats images: 3; N_c counts them again"
+    with open(tmp_path / "tiny_test.txt", "a") as lines:
+        lines.write("test/n00000001/0.JPEG 1\n")
+    said = "warning: 3 lines of the train list repeat an image\n"
+    said += "warning: 1 lines of the test list repeat an image\n"
     assert said in described(capsys, "--data", "tiny", "--root", tmp_path)
     flags = tiny_flags(tmp_path, out=tmp_path / "run", epochs=1)
     train.main(flags)
@@ -781,6 +784,18 @@ def test_make_follows_a_class_folder_that_is_a_link(tmp_path, capsys):
     described(capsys, "--make", "x", "--from", tmp_path / "set", *FEW)
     assert (tmp_path / "set/x_classes.txt").read_text().split() == ["a", "b"]
     assert len(load("x", str(tmp_path / "set"), 32)["test"]) == 12
+
+
+def test_make_writes_all_lists_or_none(folders, tmp_path, refused, monkeypatch):
+    def full(path, content):
+        if path.endswith("test.txt"):
+            raise InputError(f"{path} can't be written (No space left on device)")
+        write(path, content)
+
+    write = data.write
+    monkeypatch.setattr(data, "write", full)
+    line = refused(data.main, ["--make", "x", "--from", folders, "--root", tmp_path, *FEW])
+    assert f"{tmp_path}/x_test.txt can't be written" in line and not list(tmp_path.iterdir())
 
 
 def test_make_takes_a_file_of_two_names_once_and_never_in_two_classes(tmp_path, refused, capsys):

@@ -161,32 +161,35 @@ def test_resume_starts_a_run_that_is_not_there_and_removes_what_a_kill_left(
     undisturbed, tiny_root, tmp_path, script
 ):
     (tmp_path / "run").mkdir()
-    for left in "last.pt.123.tmp", "test.csv.4.tmp", "the reader's.tmp":
+    own = ["last.pt.2024.tmp.tmp", "the reader's.tmp"]
+    for left in ["last.pt.123.tmp", "test.csv.4.tmp", *own]:
         (tmp_path / "run" / left).write_bytes(b"half")
     flags = tiny_flags(tiny_root, out="run", epochs=3)
     code, _, err = script("train", *flags)
     assert code == 1 and "run exists: --resume goes on, --out DIR starts anew" in err
     assert script("train", *flags, "--resume")[0] == 0
     assert_same_bits(undisturbed[0][0], tmp_path / "run")
-    assert [f.name for f in (tmp_path / "run").glob("*.tmp")] == ["the reader's.tmp"]
+    assert sorted(f.name for f in (tmp_path / "run").glob("*.tmp")) == own
 
 
-def test_a_row_without_its_checkpoint_is_never_taken_for_a_new_runs(
-    undisturbed, tiny_root, tmp_path, refused
+@pytest.mark.parametrize("file", ["test.csv", "record.csv"])
+def test_files_without_their_checkpoint_are_never_taken_for_a_new_runs(
+    undisturbed, tiny_root, tmp_path, refused, file
 ):
     (tmp_path / "run").mkdir()
-    shutil.copy(undisturbed[0][0] / "test.csv", tmp_path / "run")
+    shutil.copy(undisturbed[0][0] / file, tmp_path / "run")
     flags = tiny_flags(tiny_root, out=tmp_path / "run", epochs=1)
     line = refused(train.main, [*flags, "--resume"])
-    assert "run/test.csv is of a run without its last.pt; remove it" in line
-    assert [f.name for f in (tmp_path / "run").iterdir()] == ["test.csv"]
+    assert f"run/{file} is of a run without last.pt; remove it" in line
+    assert [f.name for f in (tmp_path / "run").iterdir()] == [file]
 
 
-def test_record_csv_is_never_behind_the_checkpoint(tiny_root, tmp_path, refused):
-    (tmp_path / "run/record.csv").mkdir(parents=True)  # it can't be written
+def test_a_checkpoint_that_is_a_broken_link_is_not_begun_again(tiny_root, tmp_path, refused):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/last.pt").symlink_to("/nosuch/disk")
     flags = tiny_flags(tiny_root, out=tmp_path / "run", epochs=1)
-    assert "run/record.csv can't be written" in refused(train.main, [*flags, "--resume"])
-    assert [f.name for f in (tmp_path / "run").iterdir()] == ["record.csv"]
+    assert "run/last.pt: no such file" in refused(train.main, [*flags, "--resume"])
+    assert (tmp_path / "run/last.pt").is_symlink()
 
 
 def test_a_finished_run_says_so_and_is_not_written_again(undisturbed, tiny_root, tmp_path, script):
@@ -199,17 +202,33 @@ def test_a_finished_run_says_so_and_is_not_written_again(undisturbed, tiny_root,
     assert code == 1 and err.count("\n") == 1 and "--resume" in err and "--out" in err
     assert (tmp_path / "run/last.pt").stat().st_mtime_ns == before
     (tmp_path / "run/test.csv").unlink()  # as if killed in between
+    (tmp_path / "run/record.csv").write_text("epoch\n1\n")
     assert script("train", *flags, "--resume")[0] == 0
     assert_same_bits(undisturbed[0][0], tmp_path / "run")
 
 
-def test_two_processes_that_resume_one_folder_at_once_write_the_same(
-    undisturbed, tiny_root, tmp_path
+def test_a_slower_process_of_the_same_run_does_not_set_it_back(
+    undisturbed, tiny_root, tmp_path, script
 ):
     argv = [*tiny_flags(tiny_root, out=tmp_path / "run", epochs=3), "--resume"]
-    processes = {name: start("train", argv, tmp_path / name) for name in "ab"}
-    codes = [finish(process, tmp_path / name)[0] for name, process in processes.items()]
-    assert 0 in codes
+    slow = start("train", argv, tmp_path / "slow")
+    wait_for(tmp_path / "slow", " 1/3")
+    os.killpg(slow.pid, signal.SIGSTOP)
+    assert script("train", *argv)[0] == 0
+    os.killpg(slow.pid, signal.SIGCONT)
+    code, _, err = finish(slow, tmp_path / "slow")
+    assert code == 1 and err.count("\n") == 1
+    assert "run: another process has saved epoch 3 there" in err
+    assert_same_bits(undisturbed[0][0], tmp_path / "run")
+
+
+def test_a_checkpoint_that_is_damaged_under_a_run_is_written_again(
+    undisturbed, tiny_root, tmp_path
+):
+    process = start("train", tiny_flags(tiny_root, out="run", epochs=3), tmp_path)
+    wait_for(tmp_path, " 1/3")
+    os.truncate(tmp_path / "run/last.pt", 10**6)
+    assert finish(process, tmp_path)[0] == 0
     assert_same_bits(undisturbed[0][0], tmp_path / "run")
 
 
