@@ -228,6 +228,18 @@ def table(args, results):
     verdicts(args, results)
 
 
+def other_conditions(args):
+    """Name the runs whose numbers another number of workers or threads made: a finished run is
+    taken as it is."""
+    sys.path.insert(0, str(ROOT))
+    from evaluate import load_checkpoint
+
+    for row, seed in itertools.product(args.rows, args.seeds):
+        run = load_checkpoint(folder(args, row, seed) / "last.pt")
+        if (run["workers"], run["threads"]) != (args.workers, args.threads):
+            print(f"{row}, seed {seed}, had workers {run['workers']}, threads {run['threads']}")
+
+
 def gains(args, results):
     """Differences, seed by seed, beside those of the paper."""
     paper = PAPER["imagenet_lt", "resnet10"]
@@ -524,6 +536,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on")
     table(args, {seed: {row: result(args, row, seed) for row in args.rows} for seed in args.seeds})
+    other_conditions(args)
     if args.figures is not None:
         figures(args, args.figures)
 

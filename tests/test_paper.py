@@ -21,7 +21,9 @@ def finished(argv, folder):
     return subprocess.run([str(x) for x in argv], cwd=folder, capture_output=True, text=True)
 
 
-def test_a_table_is_killed_gone_on_with_and_refused_for_other_settings(tmp_path, script):
+def test_a_table_is_killed_gone_on_with_and_refused_for_other_settings(
+    tmp_path, script, monkeypatch, capsys
+):
     root = write_lists(tmp_path / "set")
     argv = command(root, "--out", "my runs")
     process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -40,6 +42,12 @@ def test_a_table_is_killed_gone_on_with_and_refused_for_other_settings(tmp_path,
         assert code == 0
         printed = next(line for line in lines if line[0] == row)
         assert printed[4] == out.split()[-1] and printed[1] == "–"  # no class of many shots
+
+    monkeypatch.chdir(tmp_path)
+    for workers, said in (1, ""), (2, "RRS-Only, seed 0, had workers 1, threads 1\n"):
+        flags = ["--out", "my runs", "--rows", "RRS-Only", "--seeds", "0", "--workers", workers]
+        paper.other_conditions(paper.parse([str(x) for x in flags]))
+        assert capsys.readouterr().out == said
 
     refused = finished([*argv, "--lr", "0.5"], tmp_path)
     assert refused.returncode == 1 and "RRS-Only, seed 0: " in refused.stderr
