@@ -15,8 +15,8 @@ CBS, RRS = 0, 1  # each sampler has its own stream of random numbers
 
 class ClassBalancedSampler:
     """Lines 2-7: k = S / Z random classes, Z random images of each. labels: int [N], 0..C-1.
-    Where k > C classes repeat, where Z > N_y images do. The paper has M iterations and no
-    epochs; that an epoch of CBS, too, has floor(N / S) batches is our choice.
+    Where k > C, classes repeat; where Z > N_y, images do. The paper does not say how many batches
+    are an epoch of CBS: as many as of RRS is our choice ([19]: N_max x C images).
 
     Raises ValueError where a class has no image, S > N, or Z does not divide S.
     """

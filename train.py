@@ -4,8 +4,8 @@
     python train.py --data imagenet_lt --arch resnet10 --root DIR       # Table 1, on one GPU
     torchrun --nproc_per_node=8 train.py --data imagenet_lt --root DIR  # ... on 8
 
-Each run writes to a folder below runs/. The same command with --resume goes on after the last
-whole epoch.
+Each run writes to a folder, by default below runs/. The same command with --resume goes on after
+the last whole epoch.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def train(args, device, rank=0, world=1):
     """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`.
     args: what `parse` returns, and args.precision; `prepare` adds args.method."""
     # Of many processes: `together` calls a function in all and ends all where one fails, `of_all`
-    # lists the value of each.
+    # lists the value of each. Elsewhere a failing process ends, and torchrun then ends the others.
     sets, batches, checkpoint = prepare(args, rank, world)
     record = checkpoint["record"] if checkpoint else []
     if len(record) == args.epochs and of_all(os.path.exists(f"{args.out}/test.csv"))[0]:
@@ -48,8 +48,8 @@ def train(args, device, rank=0, world=1):
     M = args.epochs * len(batches)
     # Where lambda_1 is 0, h is h_a (Model's `tied`): RRS-Only predicts by its one classifier.
     model, optimizer, schedule = build(args, len(N_c), M, device, checkpoint)
-    phi, h, h_a, h_s = parallel(model, world)
-    together(lambda: make_folder(args) if rank == 0 else None)
+    phi, h, h_a, h_s = parallel(model, world)  # the model's own parts, or wrappers of them
+    together(make_folder, args, first_only=True)
     if rank == 0:
         print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
@@ -133,12 +133,12 @@ def cross_entropy(logits, Y):
 def prepare(args, rank, world):
     """The data, the batches, and the checkpoint to go on from, None for a new run. Sets
     args.method, the paper's name of it. Raises InputError; all processes end where one fails."""
-    sets = together(lambda: load_data(args) if rank == 0 else None)  # alone: may download CIFAR
+    sets = together(load_data, args, first_only=True)  # which may download CIFAR
     sets = together(lambda: sets or load_data(args))  # then the others
     batches = together(training_batches, args, sets["train"], rank, world)
+    # What must be equal: to the checkpoint's, and in all processes.
     identity = settings(args, world) | fingerprints(sets)
     checkpoint = together(lambda: find_checkpoint(args, identity) if args.resume else None)
-    # All processes must have the same settings and lists, and go on from the same epoch.
     identity["epoch"] = checkpoint["epoch"] if checkpoint else 0
     together(compare, identity, of_all(identity)[0], "the first process's")
     if checkpoint:
@@ -171,7 +171,8 @@ def training_batches(args, dataset, rank, world):
 
 
 def settings(args, world):
-    """What the numbers of a run depend on; workers, threads and the device may change."""
+    """What must be equal to resume. Workers and threads may differ (other numbers by augmentation
+    and rounding), and the device where its precision is the same."""
     others = "root", "workers", "out", "resume", "amp", "method"
     own = {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
     if args.init:
@@ -286,8 +287,8 @@ def build(args, C, M, device, checkpoint):
         model.phi.load_state_dict(weights)
     model.to(device)
 
-    # [19] trains only the heads at the large rate, and its new 512-d layer at that of pre-trained
-    # layers. That all new layers have the large one is our choice.
+    # From scratch all weights are new. With --pretrained, [19] has its 512-d layer at the small rate
+    # of the pre-trained layers; that all new layers have the large one is our choice.
     new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     if args.small_stem:
         new_layers += ("phi.resnet.conv1.",)
@@ -297,7 +298,7 @@ def build(args, C, M, device, checkpoint):
         is_new = not args.pretrained or name.startswith(new_layers)
         (new_weights if is_new else pretrained_weights).append(p)
     groups = [{"params": new_weights}]
-    groups += [{"params": pretrained_weights, "lr": args.lr_pretrained}]  # maybe empty
+    groups += [{"params": pretrained_weights, "lr": args.lr_pretrained}]
     how = {"momentum": args.momentum, "weight_decay": args.weight_decay, "fused": True}
     optimizer = torch.optim.SGD(groups, args.lr, **how)
     schedule = CosineAnnealingLR(optimizer, M)
@@ -490,17 +491,22 @@ def of_all(x):
     return everyone
 
 
-def together(step, *args):
-    """step(*args) in each process. Where it fails in one by InputError or OSError, all end, and the
-    first says why."""
+def get_rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def together(step, *args, first_only=False):
+    """step(*args) in each process, or in the first only. Where it fails in one by InputError or
+    OSError, all end, and the first says why."""
     result = None
     fault = None
     try:
-        result = step(*args)
+        if not first_only or get_rank() == 0:
+            result = step(*args)
     except (InputError, OSError) as error:
         fault = str(error)
     faults = [fault for fault in of_all(fault) if fault]
-    if faults and dist.is_initialized() and dist.get_rank() > 0:
+    if faults and get_rank() > 0:
         sys.exit(1)
     if faults:
         raise InputError(faults[0])
@@ -508,15 +514,15 @@ def together(step, *args):
 
 
 # ------------------------------------------------------------------------------ command line
-# From Sec. 4.4: the lambdas, Z, SGD and the cosine; it refers to [19] for lr, epochs and S.
-# From [19]: lr, size, momentum, weight decay, lr_pretrained; 30 epochs of Places-LT, ResNet-152.
-# Ours: 90 epochs of all else (README), S = 128, all of datasets that the paper does not have.
+# Sec. 4.4 gives the lambdas, Z, SGD and the cosine. It refers to [19], and to cross-validation, for
+# lr, epochs and S. [19] has this lr, size, momentum and weight decay, and S = 128 on Places-LT (256
+# on ImageNet-LT). S, momentum and weight decay are the same for all: `flags`.
 # A run has imagenet_lt's recipe, overridden by its dataset's own and by that of 'dataset arch'.
-# S, momentum and weight decay are the same for all: `flags`.
 RECIPES = {
+    # [19] has 30 epochs; by a report in its tracker it takes 90 to get Table 1's RRS-Only.
     "imagenet_lt": {"epochs": 90, "lr": 0.1, "size": 224, "pretrained": False},
-    "places_lt resnet152": {"epochs": 30, "pretrained": True},  # Table 1
-    "tinyimagenet_lt": {"size": 64},
+    "places_lt resnet152": {"epochs": 30, "pretrained": True},  # [19], Table 1; else 90, our choice
+    "tinyimagenet_lt": {"size": 64},  # this and the next are not in the paper
     "cifar10_lt": {"epochs": 20, "size": 32},
     "cifar100_lt": {"epochs": 30, "size": 32},
     "glyphs_lt": {"epochs": 5, "lr": 0.03, "size": 32},
