@@ -42,7 +42,7 @@ class InputError(ValueError):
 
 def load(name, root="data", size=None, imbalance=100, splits=SPLITS):
     """{"train", "val", "test": LongTailed} of dataset `name`, images `size` pixels square (224; 32
-    of BUILT_IN). Only the images of `splits` are drawn or looked up. Raises InputError."""
+    of BUILT_IN). Of `splits` alone glyphs are rendered and files looked up. Raises InputError."""
     built_in = name.lower() in BUILT_IN
     size = size or (32 if built_in else 224)
     if built_in and size != 32:
@@ -79,7 +79,7 @@ def load(name, root="data", size=None, imbalance=100, splits=SPLITS):
 
 
 class LongTailed(Dataset):
-    """A split. images: uint8 [N, 3, H, W], or paths below `root`, None where not drawn; labels:
+    """A split. images: uint8 [N, 3, H, W], or paths below `root`, None where not rendered; labels:
     int [N]; N_c: int [C], images per class. An item is (image uint8 [3, size, size], label)."""
 
     def __init__(self, images, labels, transform=None, root="", C=0):
@@ -206,11 +206,11 @@ def glyphs_lt(splits):
     for i, N_c in enumerate((pareto(C, 1280, 5), [20] * C, [40] * C)):
         labels = np.repeat(np.arange(C), N_c)
         rng = np.random.default_rng([0, i])
-        parts.append((draw_glyphs(labels, rng) if SPLITS[i] in splits else None, labels))
+        parts.append((render_glyphs(labels, rng) if SPLITS[i] in splits else None, labels))
     return parts
 
 
-def draw_glyphs(labels, rng):
+def render_glyphs(labels, rng):
     """Pictures of the characters `labels`, of random looks: uint8 [N, 3, 32, 32]."""
     N = len(labels)
     angle = np.deg2rad(rng.uniform(-20, 20, N))
@@ -244,8 +244,8 @@ def draw_glyphs(labels, rng):
 
 
 def cifar_lt(name, root, imbalance):
-    """Long-tailed CIFAR; val: of the training images not drawn, at most N_max / 10 a class, and
-    none of the largest, which is drawn whole. Fetches the archive to `root` where it is not there.
+    """Long-tailed CIFAR; val: of the training images not taken, at most N_max / 10 a class, and
+    none of the largest, which is taken whole. Fetches the archive to `root` where it is not there.
     Raises InputError."""
     archive = getattr(torchvision.datasets, name.removesuffix("_lt").upper())
     try:

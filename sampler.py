@@ -4,7 +4,8 @@
     for images, labels in loader: ...     # each batch: 32 classes, 4 images of each
 
 Both are batch samplers for any DataLoader. A pass over one is an epoch of floor(N / S) batches,
-which are a function of (seed, epoch) alone. Each pass is a new epoch; `set_epoch` chooses one.
+which depend on seed and epoch, not on what was drawn before. Each pass is a new epoch; `set_epoch`
+chooses one.
 `python sampler.py` shows how often each class is drawn.
 """
 

@@ -40,7 +40,8 @@ def train(args, device, rank=0, world=1):
     # lists the value of each. Elsewhere a failing process ends, and torchrun then ends the others.
     sets, batches, checkpoint = prepare(args, rank, world)
     record = checkpoint["record"] if checkpoint else []
-    if len(record) == args.epochs and of_all(os.path.exists(f"{args.out}/test.csv"))[0]:
+    tested = of_all(os.path.exists(f"{args.out}/test.csv"))[0]  # the first's answer, for all
+    if len(record) == args.epochs and tested:
         if rank == 0:
             print(f"{args.method}: already finished; --out DIR starts a new run")
         return
@@ -49,7 +50,7 @@ def train(args, device, rank=0, world=1):
     # Where lambda_1 is 0, h is h_a (Model's `tied`): RRS-Only predicts by its one classifier.
     model, optimizer, schedule = build(args, len(N_c), M, device, checkpoint)
     phi, h, h_a, h_s = parallel(model, world)  # the model's own parts, or wrappers of them
-    together(make_folder, args, first_only=True)
+    together(make_folder, args, first_only=True)  # only now, that a failed start leaves no folder
     if rank == 0:
         print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
@@ -72,9 +73,9 @@ def train(args, device, rank=0, world=1):
             Y_CBS, Y_RRS = Y.split([S_CBS, S_RRS])
             theta = torch.randint(4, (S_theta,), device=device)
             B_theta = rotate(B[:S_theta], theta)  # line 9; of all of B, or of none
-            # Table 5, Rotation Augmentation: each image's rotated twin joins it in its class loss.
-            # Sec. 4.5 asks for 'the same inputs' as with SS, which are two of each image, and for
-            # 'four versions', which would be four. We take two.
+            # Not in Algorithm 1, but a row of Table 5, Rotation Augmentation: each image's rotated
+            # twin joins it in its class loss. Sec. 4.5 asks for 'the same inputs' as with SS (each
+            # image and one twin) and for 'four versions'. We take the same inputs.
             if args.rotation_augmentation:
                 B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
                 B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
@@ -287,18 +288,17 @@ def build(args, C, M, device, checkpoint):
         model.phi.load_state_dict(weights)
     model.to(device)
 
-    # From scratch all weights are new. With --pretrained, [19] has its 512-d layer at the small rate
-    # of the pre-trained layers; that all new layers have the large one is our choice.
+    # Without --pretrained all weights have --lr, those of --init, too. With it pre-trained layers
+    # have --lr-pretrained, as in [19]; its 512-d layer has so, too, which we train as a new one.
     new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     if args.small_stem:
         new_layers += ("phi.resnet.conv1.",)
-    new_weights = []
-    pretrained_weights = []
+    at_lr = []
+    at_lr_pretrained = []
     for name, p in model.named_parameters():
         is_new = not args.pretrained or name.startswith(new_layers)
-        (new_weights if is_new else pretrained_weights).append(p)
-    groups = [{"params": new_weights}]
-    groups += [{"params": pretrained_weights, "lr": args.lr_pretrained}]
+        (at_lr if is_new else at_lr_pretrained).append(p)
+    groups = [{"params": at_lr}, {"params": at_lr_pretrained, "lr": args.lr_pretrained}]
     how = {"momentum": args.momentum, "weight_decay": args.weight_decay, "fused": True}
     optimizer = torch.optim.SGD(groups, args.lr, **how)
     schedule = CosineAnnealingLR(optimizer, M)
@@ -310,7 +310,8 @@ def build(args, C, M, device, checkpoint):
 
 
 def parallel(model, world):
-    """phi, h, h_a, h_s; of many processes, with the gradients averaged over all. Each part has a
+    """phi, h, h_a, h_s; of many processes, with the gradients averaged over all, which is that of
+    the whole batch's mean loss, as all have equal shares of it. Each part has a
     DistributedDataParallel of its own, as the loop calls the parts and not the model; h and h_a
     share one where they are one, called twice. Each needs a gradient in each iteration: that of an
     empty batch is 0."""
@@ -515,13 +516,14 @@ def together(step, *args, first_only=False):
 
 # ------------------------------------------------------------------------------ command line
 # Sec. 4.4 gives the lambdas, Z, SGD and the cosine. It refers to [19], and to cross-validation, for
-# lr, epochs and S. [19] has this lr, size, momentum and weight decay, and S = 128 on Places-LT (256
-# on ImageNet-LT). S, momentum and weight decay are the same for all: `flags`.
+# lr, epochs and S. [19] has these rates, size, momentum and weight decay, and S = 128 on Places-LT;
+# on ImageNet-LT it has 256, and 128 is our choice, as an iteration sees 2S images.
 # A run has imagenet_lt's recipe, overridden by its dataset's own and by that of 'dataset arch'.
 RECIPES = {
     # [19] has 30 epochs; by a report in its tracker it takes 90 to get Table 1's RRS-Only.
     "imagenet_lt": {"epochs": 90, "lr": 0.1, "size": 224, "pretrained": False},
-    "places_lt resnet152": {"epochs": 30, "pretrained": True},  # [19], Table 1; else 90, our choice
+    # Table 1 and [19]. Table 2's ResNet-50 has imagenet_lt's recipe on Places-LT, too: our choice.
+    "places_lt resnet152": {"epochs": 30, "pretrained": True},
     "tinyimagenet_lt": {"size": 64},  # this and the next are not in the paper
     "cifar10_lt": {"epochs": 20, "size": 32},
     "cifar100_lt": {"epochs": 30, "size": 32},

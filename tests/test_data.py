@@ -52,7 +52,7 @@ def test_glyphs_are_long_tailed_and_balanced_where_they_are_tested(glyphs):
 def test_glyphs_are_drawn_alike_from_a_seed():
     labels = np.arange(62)
     images, again, others = (
-        data.draw_glyphs(labels, np.random.default_rng(seed)) for seed in (7, 7, 8)
+        data.render_glyphs(labels, np.random.default_rng(seed)) for seed in (7, 7, 8)
     )
     assert images.shape == (62, 3, 32, 32) and images.dtype == torch.uint8
     assert torch.equal(images, again)
