@@ -42,7 +42,8 @@ class InputError(ValueError):
 
 def load(name, root="data", size=None, imbalance=100, splits=SPLITS):
     """{"train", "val", "test": LongTailed} of dataset `name`, images `size` pixels square (224; 32
-    of BUILT_IN). Of `splits` alone glyphs are rendered and files looked up. Raises InputError."""
+    of BUILT_IN). All three are returned; those not in `splits` without glyphs rendered or files
+    looked up. Raises InputError."""
     built_in = name.lower() in BUILT_IN
     size = size or (32 if built_in else 224)
     if built_in and size != 32:
@@ -174,19 +175,19 @@ def colour_jitter(image, strength=0.4):
     """v2.ColorJitter in a third of its time: brightness, contrast and saturation by random factors
     in random order, as one affine map of the colours, clipped once. uint8 [3, H, W] to the same."""
     x = image.reshape(3, -1).float()
-    to_grey = torch.tensor([[0.2989, 0.587, 0.114]])
+    to_grey = torch.tensor([[0.2989, 0.587, 0.114]])  # [1, 3]
     A = torch.eye(3)
     b = torch.zeros(3, 1)
     order = torch.randperm(3)
     factors = torch.empty(3).uniform_(1 - strength, 1 + strength)
     for step, factor in zip(order.tolist(), factors.tolist(), strict=True):  # x becomes A x + b
         if step == 0:  # contrast: towards the image's mean grey
-            mean = A @ x.mean(1, keepdim=True) + b
+            mean = A @ x.mean(1, keepdim=True) + b  # [3, 1], of the image so far
             A, b = factor * A, factor * b + (1 - factor) * to_grey @ mean
         elif step == 1:  # brightness: towards black
             A, b = factor * A, factor * b
         else:  # saturation: towards each pixel's grey
-            blend = factor * torch.eye(3) + (1 - factor) * to_grey  # added to each row
+            blend = factor * torch.eye(3) + (1 - factor) * to_grey  # [3, 3]
             A, b = blend @ A, blend @ b
     return torch.addmm(b, A, x).clamp_(0, 255).to(torch.uint8).view(image.shape)
 

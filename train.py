@@ -36,8 +36,7 @@ from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSample
 def train(args, device, rank=0, world=1):
     """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`.
     args: what `parse` returns, and args.precision; `prepare` adds args.method."""
-    # Of many processes: `together` calls a function in all and ends all where one fails, `of_all`
-    # lists the value of each. Elsewhere a failing process ends, and torchrun then ends the others.
+    # `together` and `of_all` are for torchrun (many processes, below); with one they do nothing.
     sets, batches, checkpoint = prepare(args, rank, world)
     record = checkpoint["record"] if checkpoint else []
     tested = of_all(os.path.exists(f"{args.out}/test.csv"))[0]  # the first's answer, for all
@@ -50,7 +49,7 @@ def train(args, device, rank=0, world=1):
     # Where lambda_1 is 0, h is h_a (Model's `tied`): RRS-Only predicts by its one classifier.
     model, optimizer, schedule = build(args, len(N_c), M, device, checkpoint)
     phi, h, h_a, h_s = parallel(model, world)  # the model's own parts, or wrappers of them
-    together(make_folder, args, first_only=True)  # only now, that a failed start leaves no folder
+    together(make_folder, args, first_only=True)  # late: a failed start leaves no folder
     if rank == 0:
         print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
@@ -66,7 +65,9 @@ def train(args, device, rank=0, world=1):
         torch.manual_seed(seed_of(args.seed, epoch, rank))
         batches.batch_sampler.set_epoch(epoch)
         losses = Losses(len(N_c), device)
-        for m, (B, Y) in enumerate(batches, epoch * len(batches) + 1):  # line 1; 2-8: sampler.py
+        # Lines 2-8 are in sampler.py. B is this process's share of [B_CBS; B_RRS], without what has
+        # no weight (training_batches); uint8, as phi normalises.
+        for m, (B, Y) in enumerate(batches, epoch * len(batches) + 1):  # line 1
             B = B.to(device, non_blocking=True)
             Y = Y.to(device, non_blocking=True)
             B_CBS, B_RRS = B.split([S_CBS, S_RRS])
@@ -74,8 +75,9 @@ def train(args, device, rank=0, world=1):
             theta = torch.randint(4, (S_theta,), device=device)
             B_theta = rotate(B[:S_theta], theta)  # line 9; of all of B, or of none
             # Not in Algorithm 1, but a row of Table 5, Rotation Augmentation: each image's rotated
-            # twin joins it in its class loss. Sec. 4.5 asks for 'the same inputs' as with SS (each
-            # image and one twin) and for 'four versions'. We take the same inputs.
+            # twin joins it in its class loss, and there is no l_SS. Sec. 4.5 asks for 'the same
+            # inputs' as with SS (each image and one twin) and for 'four versions', which would be
+            # twice as many. We take the same inputs.
             if args.rotation_augmentation:
                 B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
                 B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
@@ -137,7 +139,7 @@ def prepare(args, rank, world):
     sets = together(load_data, args, first_only=True)  # which may download CIFAR
     sets = together(lambda: sets or load_data(args))  # then the others
     batches = together(training_batches, args, sets["train"], rank, world)
-    # What must be equal: to the checkpoint's, and in all processes.
+    # What must be equal to the checkpoint's, and in all processes: machines may see other files.
     identity = settings(args, world) | fingerprints(sets)
     checkpoint = together(lambda: find_checkpoint(args, identity) if args.resume else None)
     identity["epoch"] = checkpoint["epoch"] if checkpoint else 0
@@ -288,8 +290,9 @@ def build(args, C, M, device, checkpoint):
         model.phi.load_state_dict(weights)
     model.to(device)
 
-    # Without --pretrained all weights have --lr, those of --init, too. With it pre-trained layers
-    # have --lr-pretrained, as in [19]; its 512-d layer has so, too, which we train as a new one.
+    # Without --pretrained all weights have --lr, also those of --init. With it new layers (the heads,
+    # the 512-d layer) have --lr, the others --lr-pretrained. In [19] the 512-d layer has the small
+    # rate; that it has the large one here is our choice.
     new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     if args.small_stem:
         new_layers += ("phi.resnet.conv1.",)
@@ -310,11 +313,10 @@ def build(args, C, M, device, checkpoint):
 
 
 def parallel(model, world):
-    """phi, h, h_a, h_s; of many processes, with the gradients averaged over all, which is that of
-    the whole batch's mean loss, as all have equal shares of it. Each part has a
-    DistributedDataParallel of its own, as the loop calls the parts and not the model; h and h_a
-    share one where they are one, called twice. Each needs a gradient in each iteration: that of an
-    empty batch is 0."""
+    """phi, h, h_a, h_s, as the loop calls them. Of many processes the gradients are averaged, which
+    gives that of the whole batch's mean loss, as all have equal shares of it. Each part has its own
+    DistributedDataParallel. Where h is h_a, children() has it once, and one wrapper serves both.
+    All parts have a gradient in each iteration: that of an empty batch is 0."""
     if world == 1:
         return model.phi, model.h, model.h_a, model.h_s
     if torch.cuda.is_available():
@@ -497,8 +499,8 @@ def get_rank():
 
 
 def together(step, *args, first_only=False):
-    """step(*args) in each process, or in the first only. Where it fails in one by InputError or
-    OSError, all end, and the first says why."""
+    """step(*args) in each process, or in the first only. Where it raises InputError or OSError in
+    one, all end, and the first says why. (Elsewhere torchrun ends the others.)"""
     result = None
     fault = None
     try:
@@ -515,24 +517,29 @@ def together(step, *args, first_only=False):
 
 
 # ------------------------------------------------------------------------------ command line
-# Sec. 4.4 gives the lambdas, Z, SGD and the cosine. It refers to [19], and to cross-validation, for
-# lr, epochs and S. [19] has these rates, size, momentum and weight decay, and S = 128 on Places-LT;
-# on ImageNet-LT it has 256, and 128 is our choice, as an iteration sees 2S images.
-# A run has imagenet_lt's recipe, overridden by its dataset's own and by that of 'dataset arch'.
+# Sec. 4.4 gives lambdas, Z, SGD and the cosine; for lr, epochs and S it refers to [19] and to
+# cross-validation. A run has imagenet_lt's recipe, overridden by its dataset's own, if there is
+# one, and by that of its 'dataset arch'.
 RECIPES = {
-    # [19] has 30 epochs; by a report in its tracker it takes 90 to get Table 1's RRS-Only.
-    "imagenet_lt": {"epochs": 90, "lr": 0.1, "size": 224, "pretrained": False},
-    # Table 1 and [19]. Table 2's ResNet-50 has imagenet_lt's recipe on Places-LT, too: our choice.
-    "places_lt resnet152": {"epochs": 30, "pretrained": True},
-    "tinyimagenet_lt": {"size": 64},  # this and the next are not in the paper
+    "imagenet_lt": {
+        "lambdas": [0.5, 1.0, 1.0],  # Sec. 4.4
+        "Z": 4,  # Sec. 4.4
+        "batch_size": 128,  # S; [19] has 256 here, and 128 on Places-LT
+        "epochs": 90,  # [19] has 30; by a report there Table 1's RRS-Only takes 90
+        "lr": 0.1,  # [19]
+        "momentum": 0.9,  # [19]
+        "weight_decay": 5e-4,  # [19]
+        "size": 224,  # [19]
+        "pretrained": False,  # Sec. 4.4
+        "lr_pretrained": 0.001,  # [19], where there are pre-trained layers
+    },
+    "places_lt resnet152": {"epochs": 30, "pretrained": True},  # [19]; Sec. 4.4
+    # Not in the paper, for a CPU:
+    "tinyimagenet_lt": {"size": 64},
     "cifar10_lt": {"epochs": 20, "size": 32},
     "cifar100_lt": {"epochs": 30, "size": 32},
     "glyphs_lt": {"epochs": 5, "lr": 0.03, "size": 32},
 }
-LAMBDAS = [0.5, 1.0, 1.0]  # Sec. 4.4
-# Defaults of flags that are refused where they have no effect. In argparse they are None, which
-# tells whether they were given.
-CONDITIONAL = {"Z": 4, "lr_pretrained": 0.001, "root": "data", "imbalance": 100.0}
 
 
 def flags():
@@ -564,7 +571,7 @@ def flags():
     what = "weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1)"
     add("--lambdas", nargs=3, type=float, metavar="L", help=what)
     what = "images per batch, each of B_CBS and B_RRS (default: 128)"
-    add("--batch-size", type=int, default=128, metavar="S", help=what)
+    add("--batch-size", type=int, metavar="S", help=what)
     add("--Z", type=int, help="images per class in B_CBS (default: 4)")
     what = "rotated images join the class losses, l_SS has weight 0 (Table 5)"
     add("--rotation-augmentation", action="store_true", help=what)
@@ -573,9 +580,9 @@ def flags():
     add("--lr", type=float, help=f"learning rate at the start of the cosine {by}")
     what = "learning rate of pre-trained layers (default: 0.001)"
     add("--lr-pretrained", type=float, metavar="LR", help=what)
-    add("--momentum", type=float, default=0.9, help="SGD momentum (default: 0.9)")
+    add("--momentum", type=float, help="SGD momentum (default: 0.9)")
     what = "SGD weight decay (default: 5e-4)"
-    add("--weight-decay", type=float, default=5e-4, metavar="W", help=what)
+    add("--weight-decay", type=float, metavar="W", help=what)
     what = "float32 also where the hardware computes in bfloat16"
     add("--no-amp", dest="amp", action="store_false", help=what)
     add = parser.add_argument_group("run").add_argument
@@ -597,8 +604,9 @@ def parse(argv):
 
     name = args.data.lower()
     recipe = RECIPES["imagenet_lt"] | RECIPES.get(name, {}) | RECIPES.get(f"{name} {args.arch}", {})
-    recipe |= CONDITIONAL | {"workers": min(16, CORES)}
-    recipe |= {"lambdas": [*LAMBDAS[:2], 0.0] if args.rotation_augmentation else LAMBDAS}
+    recipe |= {"root": "data", "imbalance": 100.0, "workers": min(16, CORES)}
+    if args.rotation_augmentation:
+        recipe |= {"lambdas": [0.5, 1.0, 0.0]}
     for key, value in recipe.items():
         if getattr(args, key) is None:
             setattr(args, key, value)
