@@ -183,7 +183,7 @@ def colour_jitter(image, strength=0.4):
     for step, factor in zip(order.tolist(), factors.tolist(), strict=True):  # x becomes A x + b
         if step == 0:  # contrast: towards the image's mean grey
             mean = A @ x.mean(1, keepdim=True) + b  # [3, 1], of the image so far
-            A, b = factor * A, factor * b + (1 - factor) * to_grey @ mean
+            A, b = factor * A, factor * b + (1 - factor) * (to_grey @ mean)  # [1, 1], for all
         elif step == 1:  # brightness: towards black
             A, b = factor * A, factor * b
         else:  # saturation: towards each pixel's grey

@@ -1,6 +1,6 @@
 """Training: Algorithm 1 and Eq. 2. Secs. 3.4 and 4.4.
 
-    python train.py                                                     # glyphs_lt, on a CPU
+    python train.py                                                     # glyphs_lt, also on a CPU
     python train.py --data imagenet_lt --arch resnet10 --root DIR       # Table 1, on one GPU
     torchrun --nproc_per_node=8 train.py --data imagenet_lt --root DIR  # ... on 8
 
@@ -36,7 +36,7 @@ from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSample
 def train(args, device, rank=0, world=1):
     """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`.
     args: what `parse` returns, and args.precision; `prepare` adds args.method."""
-    # `together` and `of_all` are for torchrun (many processes, below); with one they do nothing.
+    # Many processes, below: of one alone, together(f, x) is f(x) and of_all(x) is [x].
     sets, batches, checkpoint = prepare(args, rank, world)
     record = checkpoint["record"] if checkpoint else []
     tested = of_all(os.path.exists(f"{args.out}/test.csv"))[0]  # the first's answer, for all
@@ -72,12 +72,11 @@ def train(args, device, rank=0, world=1):
             Y = Y.to(device, non_blocking=True)
             B_CBS, B_RRS = B.split([S_CBS, S_RRS])
             Y_CBS, Y_RRS = Y.split([S_CBS, S_RRS])
+            # Sec. 3.3 has one random angle an image, and so we have; Sec. 4.5 says 'four versions'.
             theta = torch.randint(4, (S_theta,), device=device)
             B_theta = rotate(B[:S_theta], theta)  # line 9; of all of B, or of none
             # Not in Algorithm 1, but a row of Table 5, Rotation Augmentation: each image's rotated
-            # twin joins it in its class loss, and there is no l_SS. Sec. 4.5 asks for 'the same
-            # inputs' as with SS (each image and one twin) and for 'four versions', which would be
-            # twice as many. We take the same inputs.
+            # twin joins it in its class loss, and there is no l_SS.
             if args.rotation_augmentation:
                 B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
                 B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
@@ -158,7 +157,7 @@ def load_data(args):
 def training_batches(args, dataset, rank, world):
     """Lines 2-8: a DataLoader of [B_CBS; B_RRS], or of this process's share. Raises InputError."""
     S = args.batch_size
-    if S % world or S // world < 2:  # BatchNorm needs two images
+    if S % world or S // world < 2:  # BatchNorm needs two where its input is of 1 x 1 pixels
         needed = f"a multiple of {world}, {2 * world} or more"
         raise InputError(f"--batch-size {S}: {world} processes need {needed}")
     samplers = []
@@ -206,7 +205,7 @@ def compare(ours, theirs, whose):
 
 
 def task_names(args):
-    """The tasks that have a weight, in the paper's words: CBS+RRS+SS, RRS-Only."""
+    """The tasks that have a weight, as the paper names them: CBS+RRS+SS, RRS-Only."""
     weighted = zip(("CBS", "RRS", "SS"), args.lambdas, strict=True)
     names = [task for task, weight in weighted if weight]
     name = "+".join(names) if len(names) > 1 else f"{names[0]}-Only"
@@ -232,7 +231,8 @@ def method_name(args, identity):
 
 
 def make_folder(args):
-    """A new run's folder must be new, or with --resume have no other run's files."""
+    """Without --resume the folder must be new. With it, one that has results but no last.pt is
+    refused (find_checkpoint has compared last.pt)."""
     if args.resume and os.path.exists(args.out) and not os.path.isdir(args.out):
         raise InputError(f"--out {args.out} is not a folder")
     try:
@@ -290,8 +290,8 @@ def build(args, C, M, device, checkpoint):
         model.phi.load_state_dict(weights)
     model.to(device)
 
-    # Without --pretrained all weights have --lr, also those of --init. With it new layers (the heads,
-    # the 512-d layer) have --lr, the others --lr-pretrained. In [19] the 512-d layer has the small
+    # Without --pretrained all weights have --lr, also those of --init. With it new layers (heads,
+    # 512-d layer) have --lr, the others --lr-pretrained. In [19] the 512-d layer has the small
     # rate; that it has the large one here is our choice.
     new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     if args.small_stem:
@@ -315,8 +315,9 @@ def build(args, C, M, device, checkpoint):
 def parallel(model, world):
     """phi, h, h_a, h_s, as the loop calls them. Of many processes the gradients are averaged, which
     gives that of the whole batch's mean loss, as all have equal shares of it. Each part has its own
-    DistributedDataParallel. Where h is h_a, children() has it once, and one wrapper serves both.
-    All parts have a gradient in each iteration: that of an empty batch is 0."""
+    DistributedDataParallel; where h is h_a children() has it once, and one wrapper serves both: it
+    may be called twice, as its gradients come once, in backward. All parts have a gradient in each
+    iteration: that of an empty batch is 0."""
     if world == 1:
         return model.phi, model.h, model.h_a, model.h_s
     if torch.cuda.is_available():
@@ -525,7 +526,7 @@ RECIPES = {
         "lambdas": [0.5, 1.0, 1.0],  # Sec. 4.4
         "Z": 4,  # Sec. 4.4
         "batch_size": 128,  # S; [19] has 256 here, and 128 on Places-LT
-        "epochs": 90,  # [19] has 30; by a report there Table 1's RRS-Only takes 90
+        "epochs": 90,  # README; [19] has 30
         "lr": 0.1,  # [19]
         "momentum": 0.9,  # [19]
         "weight_decay": 5e-4,  # [19]
@@ -568,7 +569,7 @@ def flags():
     add("--small-stem", action="store_true", help="3 x 3 stem without max-pooling")
     add("--init", metavar="LAST.PT", help="start phi from a finished run's checkpoint (Table 3)")
     add = parser.add_argument_group("Algorithm 1").add_argument
-    what = "weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1)"
+    what = "weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1, for Table 5 0.5 1 0)"
     add("--lambdas", nargs=3, type=float, metavar="L", help=what)
     what = "images per batch, each of B_CBS and B_RRS (default: 128)"
     add("--batch-size", type=int, metavar="S", help=what)
