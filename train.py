@@ -36,7 +36,7 @@ from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSample
 def train(args, device, rank=0, world=1):
     """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`.
     args: what `parse` returns, and args.precision; `prepare` adds args.method."""
-    # Many processes, below: of one alone, together(f, x) is f(x) and of_all(x) is [x].
+    # With one process, together(f, x) is f(x) and of_all(x) is [x]. For torchrun: 'many processes'.
     sets, batches, checkpoint = prepare(args, rank, world)
     record = checkpoint["record"] if checkpoint else []
     tested = of_all(os.path.exists(f"{args.out}/test.csv"))[0]  # the first's answer, for all
@@ -54,7 +54,8 @@ def train(args, device, rank=0, world=1):
         print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
     # Images of B_CBS, B_RRS and B_theta in this process; S is args.batch_size. Where lambda_1 or
-    # lambda_2 is 0 its batch is empty, and its loss 0: so Eq. 2 needs no cases.
+    # lambda_2 is 0 its batch is empty, and its loss 0: so Eq. 2 needs no cases. B_theta is for l_SS
+    # or for Table 5's Rotation Augmentation.
     S_CBS = args.batch_size // world if lambda_1 else 0
     S_RRS = args.batch_size // world if lambda_2 else 0
     S_theta = S_CBS + S_RRS if lambda_3 or args.rotation_augmentation else 0
@@ -72,11 +73,12 @@ def train(args, device, rank=0, world=1):
             Y = Y.to(device, non_blocking=True)
             B_CBS, B_RRS = B.split([S_CBS, S_RRS])
             Y_CBS, Y_RRS = Y.split([S_CBS, S_RRS])
-            # Sec. 3.3 has one random angle an image, and so we have; Sec. 4.5 says 'four versions'.
+            # One random angle an image (Sec. 3.3).
             theta = torch.randint(4, (S_theta,), device=device)
             B_theta = rotate(B[:S_theta], theta)  # line 9; of all of B, or of none
             # Not in Algorithm 1, but a row of Table 5, Rotation Augmentation: each image's rotated
-            # twin joins it in its class loss, and there is no l_SS.
+            # twin joins it in its class loss, and there is no l_SS. Where Sec. 4.5 feeds 'four
+            # versions' there is one, as for SS.
             if args.rotation_augmentation:
                 B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
                 B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
@@ -138,9 +140,10 @@ def prepare(args, rank, world):
     sets = together(load_data, args, first_only=True)  # which may download CIFAR
     sets = together(lambda: sets or load_data(args))  # then the others
     batches = together(training_batches, args, sets["train"], rank, world)
-    # What must be equal to the checkpoint's, and in all processes: machines may see other files.
+    # What must be equal to the checkpoint's, and in all processes, as machines may see other files
     identity = settings(args, world) | fingerprints(sets)
     checkpoint = together(lambda: find_checkpoint(args, identity) if args.resume else None)
+    # ... and all processes must have found the same checkpoint, or none.
     identity["epoch"] = checkpoint["epoch"] if checkpoint else 0
     together(compare, identity, of_all(identity)[0], "the first process's")
     if checkpoint:
@@ -292,7 +295,7 @@ def build(args, C, M, device, checkpoint):
 
     # Without --pretrained all weights have --lr, also those of --init. With it new layers (heads,
     # 512-d layer) have --lr, the others --lr-pretrained. In [19] the 512-d layer has the small
-    # rate; that it has the large one here is our choice.
+    # rate; that it has the large one here, also after --init, is our choice.
     new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     if args.small_stem:
         new_layers += ("phi.resnet.conv1.",)
@@ -313,11 +316,11 @@ def build(args, C, M, device, checkpoint):
 
 
 def parallel(model, world):
-    """phi, h, h_a, h_s, as the loop calls them. Of many processes the gradients are averaged, which
-    gives that of the whole batch's mean loss, as all have equal shares of it. Each part has its own
-    DistributedDataParallel; where h is h_a children() has it once, and one wrapper serves both: it
-    may be called twice, as its gradients come once, in backward. All parts have a gradient in each
-    iteration: that of an empty batch is 0."""
+    """phi, h, h_a, h_s: the loop calls the parts and not the model, whose forward is prediction. Of
+    many processes each part has a DistributedDataParallel, which averages the gradients: as all
+    have equal shares, that gives the gradient of the whole batch's mean loss. Where h is h_a,
+    children() has it once and one wrapper serves both. It may be called twice, as its gradients
+    come once, in backward. All parts have a gradient in each iteration: of an empty batch, 0."""
     if world == 1:
         return model.phi, model.h, model.h_a, model.h_s
     if torch.cuda.is_available():
@@ -526,7 +529,7 @@ RECIPES = {
         "lambdas": [0.5, 1.0, 1.0],  # Sec. 4.4
         "Z": 4,  # Sec. 4.4
         "batch_size": 128,  # S; [19] has 256 here, and 128 on Places-LT
-        "epochs": 90,  # README; [19] has 30
+        "epochs": 90,  # [19] has 30; an issue of its repository found 90 to give Table 1's RRS-Only
         "lr": 0.1,  # [19]
         "momentum": 0.9,  # [19]
         "weight_decay": 5e-4,  # [19]
@@ -535,7 +538,7 @@ RECIPES = {
         "lr_pretrained": 0.001,  # [19], where there are pre-trained layers
     },
     "places_lt resnet152": {"epochs": 30, "pretrained": True},  # [19]; Sec. 4.4
-    # Not in the paper, for a CPU:
+    # Not in the paper; the last three are for a CPU:
     "tinyimagenet_lt": {"size": 64},
     "cifar10_lt": {"epochs": 20, "size": 32},
     "cifar100_lt": {"epochs": 30, "size": 32},
@@ -569,12 +572,12 @@ def flags():
     add("--small-stem", action="store_true", help="3 x 3 stem without max-pooling")
     add("--init", metavar="LAST.PT", help="start phi from a finished run's checkpoint (Table 3)")
     add = parser.add_argument_group("Algorithm 1").add_argument
-    what = "weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1, for Table 5 0.5 1 0)"
+    what = "weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1)"
     add("--lambdas", nargs=3, type=float, metavar="L", help=what)
     what = "images per batch, each of B_CBS and B_RRS (default: 128)"
     add("--batch-size", type=int, metavar="S", help=what)
     add("--Z", type=int, help="images per class in B_CBS (default: 4)")
-    what = "rotated images join the class losses, l_SS has weight 0 (Table 5)"
+    what = "rotated images join the class losses; the default is then --lambdas 0.5 1 0 (Table 5)"
     add("--rotation-augmentation", action="store_true", help=what)
     add = parser.add_argument_group("optimisation").add_argument
     add("--epochs", type=int, help=f"epochs of floor(N / S) iterations {by}")

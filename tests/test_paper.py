@@ -52,10 +52,6 @@ def test_a_table_is_killed_gone_on_with_and_refused_for_other_settings(
     refused = finished([*argv, "--lr", "0.5"], tmp_path)
     assert refused.returncode == 1 and "RRS-Only, seed 0: " in refused.stderr
     assert "lr 0.5 differs" in refused.stderr and "|" not in refused.stdout
-    path = root / "tiny_train.txt"  # another list under the same name
-    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
-    refused = finished(argv, tmp_path)
-    assert refused.returncode == 1 and "train list" in refused.stderr
 
 
 def test_each_run_has_one_thread_and_one_worker_whatever_the_jobs(monkeypatch, tmp_path):
