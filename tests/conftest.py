@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["train"])
 
-TINY_TRAIN = [40, 21, 12, 5]  # images per class
+TINY_TRAIN = [24, 21, 12, 5]  # images per class
 
 
 def write_lists(root, name="tiny", counts=(TINY_TRAIN, [3] * 4, [5] * 4), seed=0):

@@ -50,7 +50,7 @@ def assert_same_bits(run, other):
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_root, tmp_path_factory):
-    """{workers: (folder, output)} of runs never stopped: 3 epochs of 9 iterations."""
+    """{workers: (folder, output)} of runs never stopped: 3 epochs of 7 iterations."""
     runs = {}
     for workers in (0, 2):
         folder = tmp_path_factory.mktemp("undisturbed")
@@ -63,8 +63,8 @@ def undisturbed(tiny_root, tmp_path_factory):
 
 def test_evaluation_from_the_checkpoint_gives_the_row_that_training_printed(undisturbed, script):
     run, out = undisturbed[0]
-    assert out.startswith("CBS+RRS+SS on tiny: 4 classes, 78 images (40 to 5 per class)\n")
-    assert "3 epochs x 9 iterations, S 8, Z 2, lr 0.02, lambdas 0.5 1 1, seed 0" in out
+    assert out.startswith("CBS+RRS+SS on tiny: 4 classes, 62 images (24 to 5 per class)\n")
+    assert "3 epochs x 7 iterations, S 8, Z 2, lr 0.02, lambdas 0.5 1 1, seed 0" in out
     header, row = out.splitlines()[-3:-1]
     assert header == "test accuracy (%)  Many (>=100 images)  Medium (21-99)  Low (<=20)  Overall"
     code, evaluated, err = script("evaluate", run / "last.pt")
@@ -75,7 +75,7 @@ def test_record_and_test_csv_hold_what_was_printed(undisturbed):
     run, out = undisturbed[0]
     assert {f.name for f in run.iterdir()} == {"last.pt", "record.csv", "test.csv"}
     record = list(csv.DictReader((run / "record.csv").read_text().splitlines()))
-    assert [row["epoch"] for row in record] == ["1", "2", "3"] and record[-1]["iteration"] == "27"
+    assert [row["epoch"] for row in record] == ["1", "2", "3"] and record[-1]["iteration"] == "21"
     printed = [line.split() for line in out.splitlines() if line.strip()[:2] in ("1/", "2/", "3/")]
     for row, cells in zip(record, printed, strict=True):
         l_CBS, l_RRS, l_SS = (float(row[k]) for k in ("l_CBS", "l_RRS", "l_SS"))
@@ -90,8 +90,8 @@ def test_record_and_test_csv_hold_what_was_printed(undisturbed):
     lines = csv.DictReader((run / "test.csv").read_text().splitlines())
     tested = {row["class"]: row for row in lines}
     assert f"{float(tested['Overall']['accuracy']):.1f}" == out.splitlines()[-2].split()[-1]
-    assert [int(tested[str(y)]["N_c"]) for y in range(4)] == [40, 21, 12, 5]
-    assert state_of(run)["N_c"] == [40, 21, 12, 5]
+    assert [int(tested[str(y)]["N_c"]) for y in range(4)] == [24, 21, 12, 5]
+    assert state_of(run)["N_c"] == [24, 21, 12, 5]
 
 
 def test_same_command_same_bits_and_another_seed_others(undisturbed, tiny_root, tmp_path, script):
@@ -106,7 +106,7 @@ def test_export_holds_what_figures_3_and_4_draw(undisturbed, tmp_path, script):
     run, _ = undisturbed[0]
     code, out, _ = script("evaluate", run / "last.pt", "--export", "figures.npz")
     x = np.load(tmp_path / "figures.npz")
-    assert x["features"].shape == (20, 512) and x["N_c"].tolist() == [40, 21, 12, 5]
+    assert x["features"].shape == (20, 512) and x["N_c"].tolist() == [24, 21, 12, 5]
     model = state_of(run)["model"]
     norms = model["h.weight"].square().sum(1).sqrt()
     np.testing.assert_allclose(x["weight_norms"], norms, rtol=1e-6)
@@ -487,7 +487,7 @@ def test_val_and_test_are_not_touched_by_training(tmp_path, script):
     """Other pictures for validation and test, the same weights."""
     weights = []
     for name, held_out in (("a", [3] * 4), ("b", [2] * 4)):
-        root = write_lists(tmp_path / name, counts=([40, 21, 12, 5], held_out, held_out), seed=1)
+        root = write_lists(tmp_path / name, counts=([24, 21, 12, 5], held_out, held_out), seed=1)
         assert script("train", *tiny_flags(root, out=f"run{name}", epochs=2))[0] == 0
         weights.append(state_of(tmp_path / f"run{name}")["model"])
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
