@@ -17,8 +17,8 @@ CBS, RRS = 0, 1  # each sampler has its own stream of random numbers
 class ClassBalancedSampler:
     """Lines 2-7: k = S / Z random classes, Z random images of each. labels: int [N], 0..C-1.
     Where k > C, classes repeat; where Z > N_y, images do. The paper does not say how many batches
-    are an epoch of CBS. As many as of RRS is our choice: on ImageNet-LT 905, and by [19]'s rule,
-    N_max x C images, 10,000.
+    are an epoch of CBS; as many as of RRS is our choice. With S = 128 these are 905 on ImageNet-LT;
+    [19]'s rule, N_max x C images an epoch, would give 10,000.
 
     Raises ValueError where a class has no image, S > N, or Z does not divide S.
     """

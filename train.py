@@ -77,8 +77,8 @@ def train(args, device, rank=0, world=1):
             theta = torch.randint(4, (S_theta,), device=device)
             B_theta = rotate(B[:S_theta], theta)  # line 9; of all of B, or of none
             # Not in Algorithm 1, but a row of Table 5, Rotation Augmentation: each image's rotated
-            # twin joins it in its class loss, and there is no l_SS. Where Sec. 4.5 feeds 'four
-            # versions' there is one, as for SS.
+            # twin joins it in its class loss, in place of l_SS. Sec. 4.5 feeds 'four versions' of
+            # an image; one twin at a random angle, as in SS, is our choice.
             if args.rotation_augmentation:
                 B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
                 B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
@@ -138,12 +138,12 @@ def prepare(args, rank, world):
     """The data, the batches, and the checkpoint to go on from, None for a new run. Sets
     args.method, the paper's name of it. Raises InputError; all processes end where one fails."""
     sets = together(load_data, args, first_only=True)  # which may download CIFAR
-    sets = together(lambda: sets or load_data(args))  # then the others
+    sets = together(lambda: sets or load_data(args))  # the others, which got None, load now
     batches = together(training_batches, args, sets["train"], rank, world)
-    # What must be equal to the checkpoint's, and in all processes, as machines may see other files
+    # identity must equal the checkpoint's (find_checkpoint) and that of all processes (below), as
+    # machines may see other files.
     identity = settings(args, world) | fingerprints(sets)
     checkpoint = together(lambda: find_checkpoint(args, identity) if args.resume else None)
-    # ... and all processes must have found the same checkpoint, or none.
     identity["epoch"] = checkpoint["epoch"] if checkpoint else 0
     together(compare, identity, of_all(identity)[0], "the first process's")
     if checkpoint:
@@ -160,7 +160,7 @@ def load_data(args):
 def training_batches(args, dataset, rank, world):
     """Lines 2-8: a DataLoader of [B_CBS; B_RRS], or of this process's share. Raises InputError."""
     S = args.batch_size
-    if S % world or S // world < 2:  # BatchNorm needs two where its input is of 1 x 1 pixels
+    if S % world or S // world < 2:  # of one image BatchNorm may have no variance
         needed = f"a multiple of {world}, {2 * world} or more"
         raise InputError(f"--batch-size {S}: {world} processes need {needed}")
     samplers = []
@@ -176,8 +176,8 @@ def training_batches(args, dataset, rank, world):
 
 
 def settings(args, world):
-    """What must be equal to resume. Workers and threads may differ (other numbers by augmentation
-    and rounding), and the device where its precision is the same."""
+    """What must be equal to resume. These may differ: workers (which changes the augmentation),
+    threads (which changes rounding), and the device, if its precision is the same."""
     others = "root", "workers", "out", "resume", "amp", "method"
     own = {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
     if args.init:
@@ -316,15 +316,14 @@ def build(args, C, M, device, checkpoint):
 
 
 def parallel(model, world):
-    """phi, h, h_a, h_s: the loop calls the parts and not the model, whose forward is prediction. Of
-    many processes each part has a DistributedDataParallel, which averages the gradients: as all
-    have equal shares, that gives the gradient of the whole batch's mean loss. Where h is h_a,
-    children() has it once and one wrapper serves both. It may be called twice, as its gradients
-    come once, in backward. All parts have a gradient in each iteration: of an empty batch, 0."""
+    """phi, h, h_a, h_s: the loop calls the parts, not the model, whose forward is prediction."""
     if world == 1:
         return model.phi, model.h, model.h_a, model.h_s
     if torch.cuda.is_available():
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, with the same parameters
+    # Gradients are averaged over the processes: shares are equal, so a mean of means is the mean.
+    # All parts must have one in each iteration: of an empty batch it is 0. Where h is h_a,
+    # children() has it once, and its one wrapper is called twice before backward, which is allowed.
     wrapped = {module: DistributedDataParallel(module) for module in model.children()}
     return [wrapped[module] for module in (model.phi, model.h, model.h_a, model.h_s)]
 
@@ -528,8 +527,11 @@ RECIPES = {
     "imagenet_lt": {
         "lambdas": [0.5, 1.0, 1.0],  # Sec. 4.4
         "Z": 4,  # Sec. 4.4
-        "batch_size": 128,  # S; [19] has 256 here, and 128 on Places-LT
-        "epochs": 90,  # [19] has 30; an issue of its repository found 90 to give Table 1's RRS-Only
+        # S. Our choice, as CBS+RRS has 2S images an iteration: [19] has 256, and 128 on Places-LT.
+        "batch_size": 128,
+        # Our choice: [19] has 30, but by an issue in its repository 90 give RRS-Only's accuracy in
+        # the paper's Table 1.
+        "epochs": 90,
         "lr": 0.1,  # [19]
         "momentum": 0.9,  # [19]
         "weight_decay": 5e-4,  # [19]
