@@ -106,10 +106,11 @@ class LongTailed(Dataset):
         return self.transform(image) if self.transform else image, int(self.labels[i])
 
     def files(self):
-        """The images' files, in one spelling each, by the real paths of their folders."""
+        """The images' real paths, so that one file has one; those of folders are looked up once."""
         real = functools.cache(os.path.realpath)
         parts = [os.path.split(os.path.join(self.root, path)) for path in self.paths.tolist()]
-        return [os.path.join(real(folder), name) for folder, name in parts]
+        files = [os.path.join(real(folder), name) for folder, name in parts]
+        return [os.path.realpath(file) if os.path.islink(file) else file for file in files]
 
     def missing(self):
         """The listed images that are no files."""

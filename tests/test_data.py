@@ -574,9 +574,11 @@ def test_the_same_file_under_two_names_is_repeated(tmp_path, capsys):
     with open(tmp_path / "tiny_test.txt", "a") as lines:
         lines.write("train/n00000000/0.JPEG 0\n./test/n00000001/0.JPEG 1\n")
         lines.write("link/n00000002/1.JPEG 2\ntest/../train/n00000000/1.JPEG 0\n")
+        lines.write("test/alias.JPEG 0\n")
+    (tmp_path / "test/alias.JPEG").symlink_to("../train/n00000000/2.JPEG")
     out, complaint = check(capsys, tmp_path)
-    assert complaint.startswith("0 images are broken, 4 repeated")
-    assert "warning: 2 test images are training images, too" in out
+    assert complaint.startswith("0 images are broken, 5 repeated")
+    assert "warning: 3 test images are training images, too" in out
 
 
 def test_check_opens_what_training_opens_below_a_link(tmp_path, capsys):
