@@ -173,8 +173,9 @@ def read_image(path):
 
 
 def colour_jitter(image, strength=0.4):
-    """v2.ColorJitter in a third of its time: brightness, contrast and saturation by random factors
-    in random order, as one affine map of the colours, clipped once. uint8 [3, H, W] to the same."""
+    """[19]'s ColorJitter(0.4, 0.4, 0.4), in a third of v2's time: brightness, contrast and saturation
+    by random factors in random order, as one affine map of the colours, clipped once. uint8
+    [3, H, W] to the same."""
     x = image.reshape(3, -1).float()
     to_grey = torch.tensor([[0.2989, 0.587, 0.114]])  # [1, 3]
     A = torch.eye(3)

@@ -69,8 +69,8 @@ def without_replacement(rng, n, size):
 
 
 class RegularRandomSampler:
-    """Line 8: S random images. An epoch is one permutation of all N images, cut into batches; the
-    last incomplete one is dropped. Raises ValueError where S > N."""
+    """Line 8: S random images. An epoch, as is usual, is one permutation of all N images, cut into
+    batches; the last incomplete one is dropped. Raises ValueError where S > N."""
 
     def __init__(self, N, S, seed=0):
         if S > N:

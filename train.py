@@ -82,7 +82,7 @@ def train(args, device, rank=0, world=1):
             if args.rotation_augmentation:
                 B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
                 B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
-                B_theta, theta = B_theta[:0], theta[:0]
+                B_theta, theta = B_theta[:0], theta[:0]  # none is left for l_SS; lambda_3 is 0
 
             # Sec. 3.4 concatenates B_CBS and B_RRS, Algorithm 1 prints three passes. One pass over
             # all, so that BatchNorm's statistics are of all, is our choice.
@@ -176,8 +176,9 @@ def training_batches(args, dataset, rank, world):
 
 
 def settings(args, world):
-    """What must be equal to resume. These may differ: workers (which changes the augmentation),
-    threads (which changes rounding), and the device, if its precision is the same."""
+    """What must be equal to resume. These may differ: root and out, workers (which changes the
+    augmentation), threads (which changes rounding), the device, if its precision is the same."""
+    # amp acts through precision, which must be equal.
     others = "root", "workers", "out", "resume", "amp", "method"
     own = {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
     if args.init:
@@ -302,8 +303,8 @@ def build(args, C, M, device, checkpoint):
     at_lr = []
     at_lr_pretrained = []
     for name, p in model.named_parameters():
-        is_new = not args.pretrained or name.startswith(new_layers)
-        (at_lr if is_new else at_lr_pretrained).append(p)
+        has_lr = not args.pretrained or name.startswith(new_layers)
+        (at_lr if has_lr else at_lr_pretrained).append(p)
     groups = [{"params": at_lr}, {"params": at_lr_pretrained, "lr": args.lr_pretrained}]
     how = {"momentum": args.momentum, "weight_decay": args.weight_decay, "fused": True}
     optimizer = torch.optim.SGD(groups, args.lr, **how)
@@ -529,8 +530,8 @@ RECIPES = {
         "Z": 4,  # Sec. 4.4
         # S. Our choice, as CBS+RRS has 2S images an iteration: [19] has 256, and 128 on Places-LT.
         "batch_size": 128,
-        # Our choice: [19] has 30, but by issue 28 of its repository 90 give 32.7 % overall to what
-        # is RRS-Only in our paper's Table 1, with 32.4 %.
+        # Our choice. [19] has 30; with 90 its plain model has 32.7 % overall, by issue 28 of its
+        # repository. RRS-Only in Table 1 of the paper has 32.4 %.
         "epochs": 90,
         "lr": 0.1,  # [19]
         "momentum": 0.9,  # [19]
