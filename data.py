@@ -173,7 +173,7 @@ def read_image(path):
 
 
 def colour_jitter(image, strength=0.4):
-    """[19]'s ColorJitter(0.4, 0.4, 0.4), in a third of v2's time: brightness, contrast and saturation
+    """[19]'s ColorJitter(0.4, 0.4, 0.4) in a third of v2's time: brightness, contrast, saturation
     by random factors in random order, as one affine map of the colours, clipped once. uint8
     [3, H, W] to the same."""
     x = image.reshape(3, -1).float()
