@@ -42,8 +42,8 @@ class InputError(ValueError):
 
 def load(name, root="data", size=None, imbalance=100, splits=SPLITS):
     """{"train", "val", "test": LongTailed} of dataset `name`, images `size` pixels square (224; 32
-    of BUILT_IN). All three are returned; those not in `splits` without glyphs rendered or files
-    looked up. Raises InputError."""
+    of BUILT_IN). All three are returned; those not in `splits` may lack their glyphs or files.
+    Raises InputError."""
     built_in = name.lower() in BUILT_IN
     size = size or (32 if built_in else 224)
     if built_in and size != 32:
@@ -68,7 +68,8 @@ def load(name, root="data", size=None, imbalance=100, splits=SPLITS):
     trained = set(files["train"])
     for split in SPLITS:
         sets[split].repeated = len(files[split]) - len(set(files[split]))
-        sets[split].overlap = sum(file in trained for file in files[split]) * (split != "train")
+    for split in "val", "test":
+        sets[split].overlap = sum(file in trained for file in files[split])
     for split in splits:
         if missing := sets[split].missing():
             absolute = "; paths are relative to --root" if missing[0].startswith("/") else ""
@@ -185,7 +186,7 @@ def colour_jitter(image, strength=0.4):
     for step, factor in zip(order.tolist(), factors.tolist(), strict=True):  # x becomes A x + b
         if step == 0:  # contrast: towards the image's mean grey
             mean = A @ x.mean(1, keepdim=True) + b  # [3, 1], of the image so far
-            A, b = factor * A, factor * b + (1 - factor) * (to_grey @ mean)  # [1, 1], for all
+            A, b = factor * A, factor * b + (1 - factor) * to_grey @ mean
         elif step == 1:  # brightness: towards black
             A, b = factor * A, factor * b
         else:  # saturation: towards each pixel's grey
@@ -377,7 +378,7 @@ def check(sets):
     if same_list(sets):
         sets = {"train": sets["train"], "test": sets["test"]}
     files = [os.path.join(d.root, path) for d in sets.values() for path in d.paths.tolist()]
-    repeated = len(files) - len({os.path.realpath(file) for file in files})
+    repeated = len(files) - len({file for d in sets.values() for file in d.files()})
     broken = 0
     plain = 0
     with ThreadPoolExecutor() as pool:
@@ -553,15 +554,14 @@ def main(argv=None):
         if not source:
             parser.error("--make needs --from DIR")
         check_counts(args, parser)
-        return make(args, source, source if args.root is None else args.root)
+        return make(args, source, args.root or source)
     name = "glyphs_lt" if args.data is None else args.data
     imbalance = 100 if args.imbalance is None else args.imbalance
     if not imbalance >= 1:
         parser.error("--imbalance must be 1 or more")
     if args.check and name.lower() in BUILT_IN:
         parser.error(f"--check has no effect on {name}, which has no image files")
-    root = "data" if args.root is None else args.root
-    sets = load(name, root, None, imbalance, splits=())
+    sets = load(name, args.root or "data", None, imbalance, splits=())
     describe(sets)
     if args.check:
         check(sets)

@@ -198,7 +198,7 @@ def main(argv=None):
         own_list = checkpoint["lists"][f"{args.split} list"]
         model = load_model(checkpoint, device)
         data = settings["data"]
-        root = checkpoint["root"] if args.root is None else args.root
+        root = args.root or checkpoint["root"]
         title = f"{checkpoint['method']} on {data}, {settings['arch']}"
         title += f", epoch {checkpoint['epoch']} of {settings['epochs']}"
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
@@ -216,7 +216,7 @@ def main(argv=None):
         print("computed in float32, trained in bfloat16: the accuracy may differ slightly")
     predictions, features = predict(model.to(device), dataset, args.workers)
     report(args.split, dataset, predictions, N_c)
-    if args.export is not None:
+    if args.export:
         arrays = io.BytesIO()
         np.savez(
             arrays,

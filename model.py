@@ -25,7 +25,7 @@ class Model(nn.Module):
         self.h = nn.Linear(512, C)
         self.h_a = nn.Linear(512, C)
         self.h_s = nn.Linear(512, 4)
-        if tied:
+        if tied:  # only now: the same random numbers make h_a and h_s in every row
             self.h = self.h_a
 
     def forward(self, x):

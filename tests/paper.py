@@ -119,8 +119,7 @@ def parse(argv):
         parser.error("ftRRS+CBS starts from RRS-Only: name that row, too")
     if "" in (args.out, args.root, args.figures):
         parser.error("--out, --root, --figures: must not be empty")
-    if args.out is None:
-        args.out = f"runs/paper-{args.data}-{args.arch}"
+    args.out = args.out or f"runs/paper-{args.data}-{args.arch}"
     return args
 
 
@@ -527,7 +526,7 @@ def marks_of(order, bounds):
 
 def main(argv=None):
     args = parse(argv)
-    if args.figures is not None:
+    if args.figures:
         drawing_tools(args)  # what is missing is said now, not after the runs
         os.makedirs(args.figures, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -537,7 +536,7 @@ def main(argv=None):
         sys.exit("stopped; the same command goes on")
     table(args, {seed: {row: result(args, row, seed) for row in args.rows} for seed in args.seeds})
     other_conditions(args)
-    if args.figures is not None:
+    if args.figures:
         figures(args, args.figures)
 
 
