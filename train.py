@@ -39,10 +39,7 @@ def train(args, device, rank=0, world=1):
     # With one process, together(f, x) is f(x) and of_all(x) is [x]. For torchrun: 'many processes'.
     sets, batches, checkpoint = prepare(args, rank, world)
     record = checkpoint["record"] if checkpoint else []
-    tested = of_all(os.path.exists(f"{args.out}/test.csv"))[0]  # the first's answer, for all
-    if len(record) == args.epochs and tested:
-        if rank == 0:
-            print(f"{args.method}: already finished; --out DIR starts a new run")
+    if len(record) == args.epochs and already_tested(args):
         return
     N_c = sets["train"].N_c
     M = args.epochs * len(batches)
@@ -76,13 +73,10 @@ def train(args, device, rank=0, world=1):
             # One random angle an image (Sec. 3.3).
             theta = torch.randint(4, (S_theta,), device=device)
             B_theta = rotate(B[:S_theta], theta)  # line 9; of all of B, or of none
-            # Not in Algorithm 1, but a row of Table 5, Rotation Augmentation: each image's rotated
-            # twin joins it in its class loss, in place of l_SS. Sec. 4.5 feeds 'four versions' of
-            # an image; one twin at a random angle, as in SS, is our choice.
-            if args.rotation_augmentation:
-                B_CBS, Y_CBS = torch.cat([B_CBS, B_theta[:S_CBS]]), Y_CBS.repeat(2)
-                B_RRS, Y_RRS = torch.cat([B_RRS, B_theta[S_CBS:]]), Y_RRS.repeat(2)
-                B_theta, theta = B_theta[:0], theta[:0]  # none is left for l_SS; lambda_3 is 0
+            if args.rotation_augmentation:  # not Algorithm 1: a row of Table 5, without l_SS
+                B_CBS, Y_CBS = add_rotated(B_CBS, Y_CBS, B_theta[:S_CBS])
+                B_RRS, Y_RRS = add_rotated(B_RRS, Y_RRS, B_theta[S_CBS:])
+                B_theta, theta = B_theta[:0], theta[:0]
 
             # Sec. 3.4 concatenates B_CBS and B_RRS, Algorithm 1 prints three passes. One pass over
             # all, so that BatchNorm's statistics are of all, is our choice.
@@ -125,6 +119,12 @@ def rotate(B, theta):
     """Line 9, Sec. 3.3: image i of B [n, 3, H, H] turned left by theta[i] quarters, 0..3."""
     turned = torch.stack([B.rot90(quarter, (2, 3)) for quarter in range(4)])
     return turned[theta, torch.arange(len(B), device=B.device)]
+
+
+def add_rotated(B, Y, rotated):
+    """Table 5's Rotation Augmentation: each image's rotated twin joins B, with the image's label.
+    Sec. 4.5 feeds 'four versions' of an image; one twin at a random angle is our choice."""
+    return torch.cat([B, rotated]), Y.repeat(2)
 
 
 def cross_entropy(logits, Y):
@@ -234,51 +234,12 @@ def method_name(args, identity):
     return f"{task_names(args)} from {source['method']}{where}"
 
 
-def make_folder(args):
-    """Without --resume the folder must be new. With it, one that has results but no last.pt is
-    refused (find_checkpoint has compared last.pt)."""
-    if args.resume and os.path.exists(args.out) and not os.path.isdir(args.out):
-        raise InputError(f"--out {args.out} is not a folder")
-    try:
-        os.makedirs(args.out, exist_ok=args.resume)
-    except FileExistsError:
-        raise InputError(f"{args.out} exists: --resume goes on, --out DIR starts anew") from None
-    for file in f"{args.out}/test.csv", f"{args.out}/record.csv":
-        if os.path.exists(file) and not os.path.exists(f"{args.out}/last.pt"):
-            raise InputError(f"{file} is of a run without last.pt; remove it, or take --out DIR")
-
-
-def print_settings(args, sets, steps, checkpoint, device, world):
-    N_c = sets["train"].N_c
-    threads = torch.get_num_threads()
-    stem = ", small stem" if args.small_stem else ""
-    Z = f", Z {args.Z}" if args.lambdas[0] else ""
-    pretrained = f", pre-trained layers' lr {args.lr_pretrained:g}" if args.pretrained else ""
-    lambdas = " ".join(f"{x:g}" for x in args.lambdas)
-    print(
-        f"{args.method} on {args.data}: {len(N_c)} classes, {N_c.sum():,} images "
-        f"({N_c.max():,} to {N_c.min():,} per class)"
-    )
-    print(
-        f"{args.arch}{stem}, {args.epochs} epochs x {steps} iterations, S {args.batch_size}{Z}, "
-        f"lr {args.lr:g}{pretrained}, lambdas {lambdas}, seed {args.seed}"
-    )
-    print(
-        f"{args.size} pixels, momentum {args.momentum:g}, weight decay {args.weight_decay:g}; "
-        f"{world} x {device.type}, {args.precision}"
-    )
-    print(f"output: {args.out}")
-    for line in oddities(sets):
-        print(line)
-    effects = {"workers": (args.workers, "other augmentation"), "threads": (threads, "rounding")}
-    for key, (now, effect) in effects.items():
-        if checkpoint and checkpoint[key] != now:
-            print(f"{key}: {now}, {checkpoint[key]} before: other numbers by {effect}")
-    if device.type == "cpu" and world > 1:
-        print("BatchNorm is not synchronised on CPUs: other numbers than those of one process")
-    if device.type == "cpu" and threads > 1 and os.getloadavg()[0] > CORES:
-        print("this CPU is busy: OMP_NUM_THREADS=1 may be faster")
-    sys.stdout.flush()
+def already_tested(args):
+    """Whether the run in the folder, whose epochs are done, has its test.csv; if so, says it."""
+    tested = of_all(os.path.exists(f"{args.out}/test.csv"))[0]  # the first's answer, for all
+    if tested and get_rank() == 0:
+        print(f"{args.method}: already finished; --out DIR starts a new run")
+    return tested
 
 
 def build(args, C, M, device, checkpoint):
@@ -329,12 +290,59 @@ def parallel(model, world):
     return [wrapped[module] for module in (model.phi, model.h, model.h_a, model.h_s)]
 
 
+def make_folder(args):
+    """Without --resume the folder must be new. With it, one that has results but no last.pt is
+    refused (find_checkpoint has compared last.pt)."""
+    if args.resume and os.path.exists(args.out) and not os.path.isdir(args.out):
+        raise InputError(f"--out {args.out} is not a folder")
+    try:
+        os.makedirs(args.out, exist_ok=args.resume)
+    except FileExistsError:
+        raise InputError(f"{args.out} exists: --resume goes on, --out DIR starts anew") from None
+    for file in f"{args.out}/test.csv", f"{args.out}/record.csv":
+        if os.path.exists(file) and not os.path.exists(f"{args.out}/last.pt"):
+            raise InputError(f"{file} is of a run without last.pt; remove it, or take --out DIR")
+
+
+def print_settings(args, sets, steps, checkpoint, device, world):
+    N_c = sets["train"].N_c
+    threads = torch.get_num_threads()
+    stem = ", small stem" if args.small_stem else ""
+    Z = f", Z {args.Z}" if args.lambdas[0] else ""
+    pretrained = f", pre-trained layers' lr {args.lr_pretrained:g}" if args.pretrained else ""
+    lambdas = " ".join(f"{x:g}" for x in args.lambdas)
+    print(
+        f"{args.method} on {args.data}: {len(N_c)} classes, {N_c.sum():,} images "
+        f"({N_c.max():,} to {N_c.min():,} per class)"
+    )
+    print(
+        f"{args.arch}{stem}, {args.epochs} epochs x {steps} iterations, S {args.batch_size}{Z}, "
+        f"lr {args.lr:g}{pretrained}, lambdas {lambdas}, seed {args.seed}"
+    )
+    print(
+        f"{args.size} pixels, momentum {args.momentum:g}, weight decay {args.weight_decay:g}; "
+        f"{world} x {device.type}, {args.precision}"
+    )
+    print(f"output: {args.out}")
+    for line in oddities(sets):
+        print(line)
+    effects = {"workers": (args.workers, "other augmentation"), "threads": (threads, "rounding")}
+    for key, (now, effect) in effects.items():
+        if checkpoint and checkpoint[key] != now:
+            print(f"{key}: {now}, {checkpoint[key]} before: other numbers by {effect}")
+    if device.type == "cpu" and world > 1:
+        print("BatchNorm is not synchronised on CPUs: other numbers than those of one process")
+    if device.type == "cpu" and threads > 1 and os.getloadavg()[0] > CORES:
+        print("this CPU is busy: OMP_NUM_THREADS=1 may be faster")
+    sys.stdout.flush()
+
+
+# ------------------------------------------------------------------------------ in the loop
 def seed_of(*numbers):
     """One seed for several numbers, of the 32 bits that PyTorch uses on a CPU."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-# ------------------------------------------------------------------------------ in the loop
 TASKS = "l_CBS", "l_RRS", "l_SS"
 
 
