@@ -33,8 +33,8 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 class InputError(ValueError):
-    """A user's mistake, said in one line: its text. Raised in a loading process it arrives as that
-    process's traceback, which ends with 'data.InputError: ' and the line."""
+    """A user's mistake; its text is the one line to print. Where a loading process raises it, the
+    DataLoader raises it again with a whole traceback as its text: str() keeps the last line."""
 
     def __str__(self):
         return super().__str__().strip().splitlines()[-1].removeprefix("data.InputError: ")
@@ -42,8 +42,8 @@ class InputError(ValueError):
 
 def load(name, root="data", size=None, imbalance=100, splits=SPLITS):
     """{"train", "val", "test": LongTailed} of dataset `name`, images `size` pixels square (224; 32
-    of BUILT_IN). All three are returned; those not in `splits` may lack their glyphs or files.
-    Raises InputError."""
+    of BUILT_IN). All three splits have their labels; only those in `splits` are sure to have their
+    images. Raises InputError."""
     built_in = name.lower() in BUILT_IN
     size = size or (32 if built_in else 224)
     if built_in and size != 32:
@@ -107,7 +107,8 @@ class LongTailed(Dataset):
         return self.transform(image) if self.transform else image, int(self.labels[i])
 
     def files(self):
-        """The images' real paths, so that one file has one; those of folders are looked up once."""
+        """The images' real paths: two names of one file give one path. Not by realpath of each
+        image, which would look up its folders again each time."""
         real = functools.cache(os.path.realpath)
         parts = [os.path.split(os.path.join(self.root, path)) for path in self.paths.tolist()]
         files = [os.path.join(real(folder), name) for folder, name in parts]
@@ -153,14 +154,17 @@ def read_image(path):
     try:
         if path.lower().endswith((".jpg", ".jpeg")):
             file = np.fromfile(path, np.uint8)
-            # Pillow decodes what torchvision can't, and knows an orientation that only XMP states.
+            # For Pillow, below: what torchvision can't decode, and where XMP has the orientation,
+            # which torchvision does not read.
             if b"tiff:Orientation" not in file.tobytes():
                 try:
                     file = torch.from_numpy(file)
                     return io.decode_jpeg(file, "RGB", apply_exif_orientation=True)
                 except RuntimeError:
                     pass
-        with open(path, "rb") as file:  # by its path Pillow would map it, and turn it wrongly
+        # Not Image.open(path): Pillow then maps a plain grey TIFF into memory, and exif_transpose
+        # leaves its height and width as they were.
+        with open(path, "rb") as file:
             image = ImageOps.exif_transpose(Image.open(file))
             image.load()
         if image.mode.startswith("I;16"):  # 16 bits, which convert() would clip
@@ -215,16 +219,20 @@ def glyphs_lt(splits):
 
 
 def render_glyphs(labels, rng):
-    """Pictures of the characters `labels`, of random looks: uint8 [N, 3, 32, 32]."""
+    """Pictures of the characters `labels`, of random looks: uint8 [N, 3, 32, 32]. Each is a glyph
+    in black and white, sheared, scaled, turned and shifted, then coloured, with a disc and noise.
+    """
     N = len(labels)
     angle = np.deg2rad(rng.uniform(-20, 20, N))
     shear = rng.uniform(-0.3, 0.3, N)
     scale = rng.uniform(0.8, 1.25, N)
+    x, y = 48 + 96 * rng.uniform(-0.12, 0.12, (2, N))  # where the glyph's centre, (48, 48), goes
+    # Pillow asks for the way back, from a pixel p of the result to one of the glyph:
+    # rotation(angle) shear / scale (p - (x, y)) + (48, 48), as a p_x + b p_y + c, d p_x + e p_y + f
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
-    x, y = 48 + 96 * rng.uniform(-0.12, 0.12, (2, N))  # where the centre goes
-    a, b, d, e = cos, shear * cos - sin, sin, shear * sin + cos  # from output to input, for Pillow
+    a, b, d, e = cos, shear * cos - sin, sin, shear * sin + cos
     maps = np.stack([a, b, 48 - a * x - b * y, d, e, 48 - d * x - e * y], 1)
-    shapes = []  # at three times the size, to be box-filtered
+    shapes = []  # of 96 pixels, to be reduced to 32
     for glyph in GLYPHS:
         shapes.append(Image.new("L", (96, 96)))
         font = ImageFont.load_default(60)
@@ -271,7 +279,7 @@ def cifar_lt(name, root, imbalance):
     drawn = []
     held_out = []
     for c, n in enumerate(N_c):
-        # In the order of their bytes: the draw must not depend on the archive's order.
+        # Sorted by their bytes: the images drawn must not depend on the archive's order.
         images = sorted(np.flatnonzero(y == c).tolist(), key=lambda i: train.data[i].tobytes())
         images = rng.permutation(images).tolist()
         drawn += images[:n]
@@ -453,7 +461,7 @@ def make(args, source, root):
     lines = [[], [], [], [f"{name}\n" for name in classes]]
     for label, paths in enumerate(images):
         cuts = np.cumsum([N_c[label], args.val, args.test])
-        for part, chosen in zip(lines, np.split(rng.permutation(paths), cuts)[:3], strict=False):
+        for part, chosen in zip(lines[:3], np.split(rng.permutation(paths), cuts)[:3], strict=True):
             part += [f"{path} {label}\n" for path in chosen]
     write_all(files, ["".join(part).encode(errors="surrogateescape") for part in lines])
     for file, part in zip(files, lines, strict=True):
@@ -474,7 +482,7 @@ def write_all(files, contents):
 
 def class_folders(source, root):
     """The classes below `source`, and the images of each at any depth, as paths from `root`.
-    Hidden folders are left out, and other names of one file. Raises InputError."""
+    Hidden folders and files are left out, and other names of one file. Raises InputError."""
     top = os.path.realpath(source)
     base = os.path.realpath(root)
     classes = sorted(f.name for f in os.scandir(top) if f.is_dir() and f.name[0] != ".")

@@ -84,7 +84,7 @@ def predict(model, dataset, workers=0, rank=0, world=1):
     if predicted:
         predictions[rank::world] = torch.cat(predicted)
     if world > 1:
-        dist.all_reduce(predictions)  # the others' are 0 here
+        dist.all_reduce(predictions)  # a sum: the images of other processes have 0 here
     model.train(was_training)
     return predictions.cpu().numpy(), features
 

@@ -25,7 +25,7 @@ class Model(nn.Module):
         self.h = nn.Linear(512, C)
         self.h_a = nn.Linear(512, C)
         self.h_s = nn.Linear(512, 4)
-        if tied:  # only now: the same random numbers make h_a and h_s in every row
+        if tied:  # after h was made: so, with one seed, h_a and h_s start alike, tied or not
             self.h = self.h_a
 
     def forward(self, x):
@@ -72,10 +72,12 @@ class FeatureExtractor(nn.Module):
 
 
 def has_bf16(device):
-    """Whether the hardware computes in bfloat16, so that autocast pays."""
+    """Whether the hardware computes in bfloat16, so that autocast pays; of CPUs, AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))
+    if not hasattr(torch.cpu, "get_capabilities"):  # in older versions of PyTorch
+        return False
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 if __name__ == "__main__":

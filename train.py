@@ -35,8 +35,8 @@ from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSample
 # ------------------------------------------------------------------------------ Algorithm 1
 def train(args, device, rank=0, world=1):
     """Algorithm 1, from its start or from the last whole epoch, as process `rank` of `world`.
-    args: what `parse` returns, and args.precision; `prepare` adds args.method."""
-    # With one process, together(f, x) is f(x) and of_all(x) is [x]. For torchrun: 'many processes'.
+    args: what `parse` returns; `main` adds args.precision, `prepare` adds args.method."""
+    # together(f, x) is f(x), with care for torchrun's processes: see 'many processes' below.
     sets, batches, checkpoint = prepare(args, rank, world)
     record = checkpoint["record"] if checkpoint else []
     if len(record) == args.epochs and already_tested(args):
@@ -45,41 +45,41 @@ def train(args, device, rank=0, world=1):
     M = args.epochs * len(batches)
     # Where lambda_1 is 0, h is h_a (Model's `tied`): RRS-Only predicts by its one classifier.
     model, optimizer, schedule = build(args, len(N_c), M, device, checkpoint)
-    phi, h, h_a, h_s = parallel(model, world)  # the model's own parts, or wrappers of them
-    together(make_folder, args, first_only=True)  # late: a failed start leaves no folder
+    phi, h, h_a, h_s = parallel(model, world)  # model.phi, ...; wrapped under torchrun
+    together(make_folder, args, first_only=True)  # only now: a failed start leaves no folder
     if rank == 0:
         print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
-    # Images of B_CBS, B_RRS and B_theta in this process; S is args.batch_size. Where lambda_1 or
-    # lambda_2 is 0 its batch is empty, and its loss 0: so Eq. 2 needs no cases. B_theta is for l_SS
-    # or for Table 5's Rotation Augmentation.
-    S_CBS = args.batch_size // world if lambda_1 else 0
-    S_RRS = args.batch_size // world if lambda_2 else 0
+    # How many images B_CBS, B_RRS and B_theta have in this process. A batch whose weight is 0 has
+    # none, and its loss is 0: so Eq. 2 needs no cases.
+    S = args.batch_size // world
+    S_CBS = S if lambda_1 else 0
+    S_RRS = S if lambda_2 else 0
     S_theta = S_CBS + S_RRS if lambda_3 or args.rotation_augmentation else 0
     progress = Progress(args, len(batches), (S_CBS + S_RRS) * world, len(record), rank)
 
     for epoch in range(len(record), args.epochs):
-        # The seed of theta, and of augmentation: each loading process has its own from this one.
+        # For theta, and for the augmentation: DataLoader seeds its loading processes by this seed.
         torch.manual_seed(seed_of(args.seed, epoch, rank))
         batches.batch_sampler.set_epoch(epoch)
         losses = Losses(len(N_c), device)
-        # Lines 2-8 are in sampler.py. B is this process's share of [B_CBS; B_RRS], without what has
-        # no weight (training_batches); uint8, as phi normalises.
+        # Lines 2-8 are in sampler.py. B is [B_CBS; B_RRS], or this process's share of both, uint8:
+        # phi normalises.
         for m, (B, Y) in enumerate(batches, epoch * len(batches) + 1):  # line 1
             B = B.to(device, non_blocking=True)
             Y = Y.to(device, non_blocking=True)
             B_CBS, B_RRS = B.split([S_CBS, S_RRS])
             Y_CBS, Y_RRS = Y.split([S_CBS, S_RRS])
-            # One random angle an image (Sec. 3.3).
+            # Sec. 3.3: a random angle for each image, in quarter turns.
             theta = torch.randint(4, (S_theta,), device=device)
-            B_theta = rotate(B[:S_theta], theta)  # line 9; of all of B, or of none
-            if args.rotation_augmentation:  # not Algorithm 1: a row of Table 5, without l_SS
+            B_theta = rotate(B[:S_theta], theta)  # line 9; S_theta is the length of B, or 0
+            if args.rotation_augmentation:  # a row of Table 5, not in Algorithm 1
                 B_CBS, Y_CBS = add_rotated(B_CBS, Y_CBS, B_theta[:S_CBS])
                 B_RRS, Y_RRS = add_rotated(B_RRS, Y_RRS, B_theta[S_CBS:])
-                B_theta, theta = B_theta[:0], theta[:0]
+                B_theta, theta = B_theta[:0], theta[:0]  # nothing for l_SS: lambda_3 is 0
 
-            # Sec. 3.4 concatenates B_CBS and B_RRS, Algorithm 1 prints three passes. One pass over
-            # all, so that BatchNorm's statistics are of all, is our choice.
+            # Algorithm 1 prints three passes through phi; Sec. 3.4 concatenates B_CBS and B_RRS.
+            # One pass, so that BatchNorm's statistics are of all three batches, is our choice.
             features = phi(torch.cat([B_CBS, B_RRS, B_theta]))
             f_CBS, f_RRS, f_theta = features.split([len(B_CBS), len(B_RRS), len(B_theta)])
             l_CBS, each_CBS = cross_entropy(h(f_CBS), Y_CBS)  # line 10
@@ -95,7 +95,7 @@ def train(args, device, rank=0, world=1):
             progress.line(epoch, m, losses)
             # line 13: end for
 
-        by_task, by_class = together(losses.means, epoch)  # for the record; by class for Fig. 2
+        by_task, by_class = together(losses.means, epoch)  # by_class is for Fig. 2
         predictions, _ = predict(model, sets["val"], args.workers, rank, world)
         accuracy = shot_accuracy(sets["val"].labels, predictions, N_c)
         record.append(record_row(args, epoch, m, by_task, accuracy, by_class))
@@ -107,7 +107,7 @@ def train(args, device, rank=0, world=1):
     predictions, _ = predict(model, sets["test"], args.workers, rank, world)
     if rank == 0:
         report("test", sets["test"], predictions, N_c)
-        write_record(args, record)  # again: a kill may have come between it and the checkpoint
+        write_record(args, record)  # again: a kill may have come after last.pt, before record.csv
         remove_half_written(args)
         write(f"{args.out}/test.csv", table(sets["test"].labels, predictions, N_c.tolist()))
         seconds = time.perf_counter() - progress.began
@@ -137,15 +137,16 @@ def cross_entropy(logits, Y):
 def prepare(args, rank, world):
     """The data, the batches, and the checkpoint to go on from, None for a new run. Sets
     args.method, the paper's name of it. Raises InputError; all processes end where one fails."""
-    sets = together(load_data, args, first_only=True)  # which may download CIFAR
-    sets = together(lambda: sets or load_data(args))  # the others, which got None, load now
+    if world > 1:  # the first process may have to download CIFAR before the others load it
+        together(load_data, args, first_only=True)
+    sets = together(load_data, args)
     batches = together(training_batches, args, sets["train"], rank, world)
-    # identity must equal the checkpoint's (find_checkpoint) and that of all processes (below), as
-    # machines may see other files.
     identity = settings(args, world) | fingerprints(sets)
-    checkpoint = together(lambda: find_checkpoint(args, identity) if args.resume else None)
+    checkpoint = together(find_checkpoint, args, identity)  # compares it with identity
+    # Processes on other machines may have been given other flags, lists or checkpoints.
     identity["epoch"] = checkpoint["epoch"] if checkpoint else 0
-    together(compare, identity, of_all(identity)[0], "the first process's")
+    first_identity = of_all(identity)[0]
+    together(compare, identity, first_identity, "the first process's")
     if checkpoint:
         args.method = checkpoint["method"]  # without opening --init, which may be gone by now
     else:
@@ -191,9 +192,10 @@ def fingerprints(sets):
 
 
 def find_checkpoint(args, identity):
-    """The folder's checkpoint, or None. Raises InputError where it is of another run."""
+    """With --resume, the folder's checkpoint, if it has one; else None. Raises InputError where it
+    is of another run."""
     last = f"{args.out}/last.pt"
-    if not os.path.lexists(last):  # a broken link is one that is lost
+    if not args.resume or not os.path.lexists(last):  # lexists: a broken link is a lost checkpoint
         return None
     checkpoint = load_checkpoint(last)
     compare(identity, checkpoint["settings"] | checkpoint["lists"], "the checkpoint's")
@@ -213,7 +215,7 @@ def task_names(args):
     weighted = zip(("CBS", "RRS", "SS"), args.lambdas, strict=True)
     names = [task for task, weight in weighted if weight]
     name = "+".join(names) if len(names) > 1 else f"{names[0]}-Only"
-    return name + "+rotation" * args.rotation_augmentation
+    return f"{name}+rotation" if args.rotation_augmentation else name
 
 
 def method_name(args, identity):
@@ -227,11 +229,10 @@ def method_name(args, identity):
     for key in "arch", "small_stem":
         if theirs[key] != vars(args)[key]:
             raise InputError(f"--init {args.init}: its {key} is {theirs[key]}")
-    other = source["lists"]["train list"] != identity["train list"]
-    if (task_names(args), source["method"], other) == ("CBS-Only", "RRS-Only", False):
-        return "ftRRS+CBS"  # Table 3
-    where = f" ({theirs['data']}, another train list)" * other
-    return f"{task_names(args)} from {source['method']}{where}"
+    name = f"{task_names(args)} from {source['method']}"
+    if source["lists"]["train list"] != identity["train list"]:
+        return f"{name} ({theirs['data']}, another train list)"
+    return "ftRRS+CBS" if name == "CBS-Only from RRS-Only" else name  # Table 3
 
 
 def already_tested(args):
@@ -283,16 +284,17 @@ def parallel(model, world):
         return model.phi, model.h, model.h_a, model.h_s
     if torch.cuda.is_available():
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, with the same parameters
-    # Gradients are averaged over the processes: shares are equal, so a mean of means is the mean.
-    # All parts must have one in each iteration: of an empty batch it is 0. Where h is h_a,
-    # children() has it once, and its one wrapper is called twice before backward, which is allowed.
+    # Gradients are averaged over the processes. Their shares of a batch are equal, so the mean of
+    # the processes' means is the batch's mean. Each part must get a gradient in each iteration; an
+    # empty batch gives 0. Where h is h_a, children() has this part once, and the loop calls its one
+    # wrapper twice before backward: test_distributed.py compares it with one process.
     wrapped = {module: DistributedDataParallel(module) for module in model.children()}
     return [wrapped[module] for module in (model.phi, model.h, model.h_a, model.h_s)]
 
 
 def make_folder(args):
-    """Without --resume the folder must be new. With it, one that has results but no last.pt is
-    refused (find_checkpoint has compared last.pt)."""
+    """Make the run's folder. Without --resume it must be new. With --resume it may have a last.pt,
+    which find_checkpoint has compared; results without a last.pt are refused."""
     if args.resume and os.path.exists(args.out) and not os.path.isdir(args.out):
         raise InputError(f"--out {args.out} is not a folder")
     try:
@@ -511,8 +513,9 @@ def get_rank():
 
 
 def together(step, *args, first_only=False):
-    """step(*args) in each process, or in the first only. Where it raises InputError or OSError in
-    one, all end, and the first says why. (Elsewhere torchrun ends the others.)"""
+    """step(*args) in each process, or in the first only, where the others get None. If it raises
+    InputError or OSError in one process, all end, and the first says why. (Where a process fails
+    outside of `together`, torchrun ends the others.)"""
     result = None
     fault = None
     try:
@@ -667,7 +670,7 @@ def check(args, parser):
 
 def default_folder(args):
     lambdas = "_".join(f"{x:g}" for x in args.lambdas)
-    name = task_names(args) + "-init" * bool(args.init)
+    name = f"{task_names(args)}-init" if args.init else task_names(args)
     return f"runs/{args.data}-{args.arch}-{name}-{lambdas}-seed{args.seed}"
 
 

@@ -141,11 +141,12 @@ def test_rotation_augmentation_adds_the_rotated_twins_to_the_class_losses(
     """Table 5, the first iteration's losses: the mean of those of the images and of their twins."""
     first = []
     add = train.Losses.add
-    monkeypatch.setattr(
-        train.Losses,
-        "add",
-        lambda self, l, *b: (first.extend(x.item() for x in l), add(self, l, *b)),
-    )
+
+    def recorded(self, tasks, *batches):
+        first.extend(loss.item() for loss in tasks)
+        add(self, tasks, *batches)
+
+    monkeypatch.setattr(train.Losses, "add", recorded)
     model, _, thetas = run(sets, tmp_path, monkeypatch, "--rotation-augmentation")
     labels = torch.from_numpy(sets["train"].labels)
     B_CBS = next(iter(ClassBalancedSampler(labels.numpy(), S, Z, seed=3)))
