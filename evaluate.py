@@ -22,12 +22,6 @@ from data import CORES, SPLITS, InputError, load, loader, write
 from model import Model, has_bf16
 
 LAYOUT = "to-balance-or-not-to-balance 3"  # of a checkpoint, as train.py's save writes it
-# What a checkpoint must hold, so that a foreign or damaged file is refused when it is read.
-FIELDS = {"method": str, "settings": dict, "root": str, "lists": dict, "N_c": list, "epoch": int}
-FIELDS |= {"workers": int, "threads": int, "record": list, "model": dict, "optimizer": dict}
-FIELDS |= {"schedule": dict}
-SETTINGS = {"data": str, "arch": str, "size": int, "imbalance": float, "epochs": int}
-SETTINGS |= {"small_stem": bool, "lambdas": list, "precision": str}
 
 
 def shots(N_c):
@@ -117,6 +111,33 @@ def csv_bytes(header, rows):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue().encode()
+
+
+# What a checkpoint must hold, so that a foreign or damaged file is refused when it is read.
+FIELDS = {
+    "method": str,
+    "settings": dict,
+    "root": str,
+    "lists": dict,
+    "N_c": list,
+    "workers": int,
+    "threads": int,
+    "epoch": int,
+    "record": list,
+    "model": dict,
+    "optimizer": dict,
+    "schedule": dict,
+}
+SETTINGS = {
+    "data": str,
+    "arch": str,
+    "size": int,
+    "imbalance": float,
+    "epochs": int,
+    "small_stem": bool,
+    "lambdas": list,
+    "precision": str,
+}
 
 
 def load_checkpoint(path):

@@ -177,10 +177,9 @@ def training_batches(args, dataset, rank, world):
 
 
 def settings(args, world):
-    """What must be equal to resume. These may differ: root and out, workers (which changes the
-    augmentation), threads (which changes rounding), the device, if its precision is the same."""
-    # amp acts through precision, which must be equal.
-    others = "root", "workers", "out", "resume", "amp", "method"
+    """What must be equal to resume: args but for `others`, and the number of processes. Other
+    workers change the augmentation, other threads the rounding: print_settings says so."""
+    others = "root", "workers", "out", "resume", "amp", "method"  # amp has set args.precision
     own = {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
     if args.init:
         own["init"] = os.path.relpath(args.init, args.out)  # they may be moved together
@@ -256,16 +255,16 @@ def build(args, C, M, device, checkpoint):
         model.phi.load_state_dict(weights)
     model.to(device)
 
-    # Without --pretrained all weights have --lr, also those of --init. With it new layers (heads,
-    # 512-d layer) have --lr, the others --lr-pretrained. In [19] the 512-d layer has the small
-    # rate; that it has the large one here, also after --init, is our choice.
-    new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
+    # --pretrained: layers that torchvision has ImageNet weights of have --lr-pretrained, all others
+    # --lr. So it is in both stages of ftRRS+CBS (of the second, --init replaces the weights). That
+    # the 512-d layer has the large rate is our choice; in [19] it has the small one.
+    not_pretrained = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     if args.small_stem:
-        new_layers += ("phi.resnet.conv1.",)
+        not_pretrained += ("phi.resnet.conv1.",)
     at_lr = []
     at_lr_pretrained = []
     for name, p in model.named_parameters():
-        has_lr = not args.pretrained or name.startswith(new_layers)
+        has_lr = not args.pretrained or name.startswith(not_pretrained)
         (at_lr if has_lr else at_lr_pretrained).append(p)
     groups = [{"params": at_lr}, {"params": at_lr_pretrained, "lr": args.lr_pretrained}]
     how = {"momentum": args.momentum, "weight_decay": args.weight_decay, "fused": True}
@@ -287,7 +286,7 @@ def parallel(model, world):
     # Gradients are averaged over the processes. Their shares of a batch are equal, so the mean of
     # the processes' means is the batch's mean. Each part must get a gradient in each iteration; an
     # empty batch gives 0. Where h is h_a, children() has this part once, and the loop calls its one
-    # wrapper twice before backward: test_distributed.py compares it with one process.
+    # wrapper twice: its gradient, a sum of both, is averaged once, when backward has all of it.
     wrapped = {module: DistributedDataParallel(module) for module in model.children()}
     return [wrapped[module] for module in (model.phi, model.h, model.h_a, model.h_s)]
 
@@ -495,7 +494,7 @@ def remove_half_written(args):
 
 
 def write_record(args, record):
-    write(f"{args.out}/record.csv", csv_bytes(record[0], [row.values() for row in record]))
+    write(f"{args.out}/record.csv", csv_bytes(list(record[0]), [row.values() for row in record]))
 
 
 # ------------------------------------------------------------------------------ many processes
@@ -578,7 +577,7 @@ def flags():
     add("--root", metavar="DIR", help="dataset folder (default: data)")
     add("--size", type=int, help=f"side of an image in pixels {by}")
     add("--imbalance", type=float, metavar="F", help="N_max / N_min of CIFAR-LT (default: 100)")
-    add("--workers", type=int, help="loading processes (default: cores, up to 16)")
+    add("--workers", type=int, help="loading processes of a process (default: cores, up to 16)")
     add = parser.add_argument_group("model").add_argument
     add("--arch", default="resnet10", choices=ARCHS, help="feature extractor (default: resnet10)")
     switch = argparse.BooleanOptionalAction
@@ -620,9 +619,12 @@ def parse(argv):
     args = parser.parse_args(argv)
     given = {key for key, value in vars(args).items() if value is not None}  # for no_effect
 
+    cores = CORES
+    if dist.is_torchelastic_launched():  # a process's share
+        cores = max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"]))
     name = args.data.lower()
     recipe = RECIPES["imagenet_lt"] | RECIPES.get(name, {}) | RECIPES.get(f"{name} {args.arch}", {})
-    recipe |= {"root": "data", "imbalance": 100.0, "workers": min(16, CORES)}
+    recipe |= {"root": "data", "imbalance": 100.0, "workers": min(16, cores)}
     if args.rotation_augmentation:
         recipe |= {"lambdas": [0.5, 1.0, 0.0]}
     for key, value in recipe.items():
@@ -679,7 +681,6 @@ def main(argv=None):
     rank, world, local_rank = 0, 1, 0
     if dist.is_torchelastic_launched():  # by torchrun
         rank, world, local_rank = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        args.workers = min(args.workers, max(1, CORES // int(os.environ["LOCAL_WORLD_SIZE"])))
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
