@@ -255,9 +255,9 @@ def build(args, C, M, device, checkpoint):
         model.phi.load_state_dict(weights)
     model.to(device)
 
-    # --pretrained: layers that torchvision has ImageNet weights of have --lr-pretrained, all others
-    # --lr. So it is in both stages of ftRRS+CBS (of the second, --init replaces the weights). That
-    # the 512-d layer has the large rate is our choice; in [19] it has the small one.
+    # With --pretrained, the layers that have ImageNet weights learn at --lr-pretrained, the others at
+    # --lr; also where --init then replaces those weights (ftRRS+CBS). That the 512-d layer has the
+    # large rate is our choice; in [19] it has the small one. Without --pretrained, all have --lr.
     not_pretrained = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     if args.small_stem:
         not_pretrained += ("phi.resnet.conv1.",)
@@ -577,7 +577,11 @@ def flags():
     add("--root", metavar="DIR", help="dataset folder (default: data)")
     add("--size", type=int, help=f"side of an image in pixels {by}")
     add("--imbalance", type=float, metavar="F", help="N_max / N_min of CIFAR-LT (default: 100)")
-    add("--workers", type=int, help="loading processes of a process (default: cores, up to 16)")
+    add(
+        "--workers",
+        type=int,
+        help="loading processes (default: cores, or a torchrun process's share, up to 16)",
+    )
     add = parser.add_argument_group("model").add_argument
     add("--arch", default="resnet10", choices=ARCHS, help="feature extractor (default: resnet10)")
     switch = argparse.BooleanOptionalAction
