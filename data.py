@@ -313,7 +313,7 @@ def image_lists(name, root):
         path = os.path.join(root, f"{name}_{split}.txt")
         paths, labels = read_list(path)
         classes = classes or set(labels)
-        # The first class without a training image: a gap in the labels, or the class after the last.
+        # The first class without a training image: a gap in the labels, or the one after the last.
         absent = min(set(range(len(classes) + 1)) - classes)
         if max(labels) >= absent:
             raise InputError(

@@ -255,9 +255,9 @@ def build(args, C, M, device, checkpoint):
         model.phi.load_state_dict(weights)
     model.to(device)
 
-    # With --pretrained, the layers that have ImageNet weights learn at --lr-pretrained, the others at
-    # --lr; also where --init then replaces those weights (ftRRS+CBS). That the 512-d layer has the
-    # large rate is our choice; in [19] it has the small one. Without --pretrained, all have --lr.
+    # With --pretrained, layers that have ImageNet weights learn at --lr-pretrained, others at --lr;
+    # also where --init then replaces those weights (ftRRS+CBS). That the 512-d layer has the large
+    # rate is our choice; in [19] it has the small one. Without --pretrained, all have --lr.
     not_pretrained = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     if args.small_stem:
         not_pretrained += ("phi.resnet.conv1.",)
