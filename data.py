@@ -163,8 +163,8 @@ def read_image(path):
                     return io.decode_jpeg(file, "RGB", apply_exif_orientation=True)
                 except RuntimeError:
                     pass
-        # Not Image.open(path): Pillow then maps a plain grey TIFF into memory, and exif_transpose
-        # leaves its height and width as they were.
+        # A file object, not the path: by its path Pillow 13 memory-maps an uncompressed grey TIFF,
+        # and where the orientation exchanges height and width, it exchanges them too early.
         with open(path, "rb") as file:
             image = ImageOps.exif_transpose(Image.open(file))
             image.load()
@@ -245,10 +245,14 @@ def render_glyphs(labels, rng):
         ink.append(np.asarray(shape.reduce(3)))
     ink = np.stack(ink)[:, None] / np.float32(255)
 
-    colours = rng.uniform(0, 255, (N, 2, 3))  # of the paper and of the glyph
-    while (too_close := np.abs(np.diff(colours.mean(2))[:, 0]) < 90).any():  # in grey levels
+    colours = np.zeros((N, 2, 3))  # of each image's paper and glyph
+    too_close = np.full(N, True)
+    while too_close.any():
         colours[too_close] = rng.uniform(0, 255, (too_close.sum(), 2, 3))
-    paper, tint = colours.astype(np.float32).transpose(1, 0, 2)[..., None, None]  # [N, 3, 1, 1]
+        grey = colours.mean(2)
+        too_close = np.abs(grey[:, 0] - grey[:, 1]) < 90
+    colours = colours.astype(np.float32)[..., None, None]
+    paper, tint = colours[:, 0], colours[:, 1]  # [N, 3, 1, 1]
     discs = rng.uniform([[0], [0], [4], [-50]], [[32], [32], [10], [50]], (4, N))
     disc_x, disc_y, radius, shade = discs[..., None, None, None]  # [N, 1, 1, 1]; faint clutter
     column = np.arange(32)
@@ -308,13 +312,11 @@ def image_lists(name, root):
             )
         name = alike[0]
     parts = []
-    classes = None
     for split in SPLITS:
         path = os.path.join(root, f"{name}_{split}.txt")
         paths, labels = read_list(path)
-        classes = classes or set(labels)
-        # The first class without a training image: a gap in the labels, or the one after the last.
-        absent = min(set(range(len(classes) + 1)) - classes)
+        if split == "train":  # the first class without a training image: of {0, 1, 3} it is 2
+            absent = min(set(range(len(labels) + 1)) - set(labels))
         if max(labels) >= absent:
             raise InputError(
                 f"{path}: label {max(labels)}, but class {absent} has no training image"

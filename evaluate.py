@@ -1,4 +1,4 @@
-"""Overall and many / medium / low-shot accuracy. Sec. 4.2; exports what Figures 3 and 4 draw.
+"""Overall and many / medium / low-shot accuracy. Sec. 4.2; exports what Fig. 3 and 4 draw.
 
     row = shot_accuracy(labels, predictions, N_c)     # {"Many": 95.9, "Medium": ..., ...}
 
@@ -244,9 +244,9 @@ def main(argv=None):
             labels=dataset.labels,
             predictions=predictions,
             N_c=N_c,
-            features=torch.cat(features).cpu().numpy(),
+            features=torch.cat(features).cpu().numpy(),  # Fig. 4, Sec. 4.6
             class_accuracy=class_accuracy(dataset.labels, predictions, len(N_c)),  # Fig. 3
-            weight_norms=model.h.weight.detach().norm(dim=1).cpu().numpy(),  # Fig. 4
+            weight_norms=model.h.weight.detach().norm(dim=1).cpu().numpy(),  # Fig. 4, Sec. 4.6
         )
         write(args.export, arrays.getbuffer())
         print(f"saved {args.export}")

@@ -283,10 +283,11 @@ def parallel(model, world):
         return model.phi, model.h, model.h_a, model.h_s
     if torch.cuda.is_available():
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, with the same parameters
-    # Gradients are averaged over the processes. Their shares of a batch are equal, so the mean of
-    # the processes' means is the batch's mean. Each part must get a gradient in each iteration; an
-    # empty batch gives 0. Where h is h_a, children() has this part once, and the loop calls its one
-    # wrapper twice: its gradient, a sum of both, is averaged once, when backward has all of it.
+    # DistributedDataParallel averages each parameter's gradient over the processes, once in each
+    # backward, when the gradient is complete. Three things make that right:
+    # - A mean of the processes' means is the batch's mean, as their shares of it are equal.
+    # - Every part gets a gradient, as it must: an empty batch gives 0.
+    # - Where h is h_a, both calls of this one part are in its gradient by then.
     wrapped = {module: DistributedDataParallel(module) for module in model.children()}
     return [wrapped[module] for module in (model.phi, model.h, model.h_a, model.h_s)]
 
@@ -583,13 +584,18 @@ def flags():
         help="loading processes (default: cores, or a torchrun process's share, up to 16)",
     )
     add = parser.add_argument_group("model").add_argument
-    add("--arch", default="resnet10", choices=ARCHS, help="feature extractor (default: resnet10)")
+    add(
+        "--arch",
+        default="resnet10",
+        choices=ARCHS,
+        help="feature extractor (default: resnet10; Table 2: resnet50)",
+    )
     switch = argparse.BooleanOptionalAction
     add("--pretrained", action=switch, help=f"start from ImageNet weights {by}")
     add("--small-stem", action="store_true", help="3 x 3 stem without max-pooling")
     add("--init", metavar="LAST.PT", help="start phi from a finished run's checkpoint (Table 3)")
     add = parser.add_argument_group("Algorithm 1").add_argument
-    what = "weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1)"
+    what = "weights of l_CBS, l_RRS, l_SS (default: 0.5 1 1; Table 4 varies the first two)"
     add("--lambdas", nargs=3, type=float, metavar="L", help=what)
     what = "images per batch, each of B_CBS and B_RRS (default: 128)"
     add("--batch-size", type=int, metavar="S", help=what)
