@@ -311,18 +311,16 @@ def image_lists(name, root):
                 "(see README, Data, or pass --root DIR)"
             )
         name = alike[0]
-    parts = []
-    for split in SPLITS:
-        path = os.path.join(root, f"{name}_{split}.txt")
-        paths, labels = read_list(path)
-        if split == "train":  # the first class without a training image: of {0, 1, 3} it is 2
-            absent = min(set(range(len(labels) + 1)) - set(labels))
+    lists = [os.path.join(root, f"{name}_{split}.txt") for split in SPLITS]
+    parts = [read_list(path) for path in lists]
+    trained = set(parts[0][1])
+    absent = min(set(range(len(trained) + 1)) - trained)  # the first class not trained, perhaps C
+    for path, (_, labels) in zip(lists, parts, strict=True):
         if max(labels) >= absent:
             raise InputError(
                 f"{path}: label {max(labels)}, but class {absent} has no training image"
             )
-        parts.append((np.array(paths), labels))
-    return parts
+    return [(np.array(paths), labels) for paths, labels in parts]
 
 
 def read_list(path):

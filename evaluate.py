@@ -46,7 +46,8 @@ def shot_accuracy(labels, predictions, N_c):
     for shot, mask in shots(N_c).items():
         mask = mask & ~np.isnan(accuracy)
         row[shot] = float(accuracy[mask].mean()) if mask.any() else float("nan")
-    row["Overall"] = 100 * float((labels == predictions).mean())
+    right = labels == predictions
+    row["Overall"] = 100 * float(right.mean()) if len(right) else float("nan")
     return row
 
 
@@ -229,6 +230,8 @@ def main(argv=None):
         raise InputError(f"{data} in {root}: its train list is not the one trained with")
     N_c = sets["train"].N_c
     dataset = sets[args.split]
+    if not len(dataset):  # val of CIFAR-LT with --imbalance 1
+        raise InputError(f"{data} has no {args.split} image")
     dataset.transform = sets["test"].transform  # also of training images: no augmentation
     print(title)
     if dataset.fingerprint != own_list:

@@ -95,6 +95,7 @@ def train(args, device, rank=0, world=1):
             progress.line(epoch, m, losses)
             # line 13: end for
 
+        # Where a loss is not finite all processes raise the same error; together prints it once.
         by_task, by_class = together(losses.means, epoch)  # by_class is for Fig. 2
         predictions, _ = predict(model, sets["val"], args.workers, rank, world)
         accuracy = shot_accuracy(sets["val"].labels, predictions, N_c)
@@ -161,7 +162,7 @@ def load_data(args):
 def training_batches(args, dataset, rank, world):
     """Lines 2-8: a DataLoader of [B_CBS; B_RRS], or of this process's share. Raises InputError."""
     S = args.batch_size
-    if S % world or S // world < 2:  # of one image BatchNorm may have no variance
+    if S % world or S // world < 2:  # RRS-Only has no BatchNorm variance of one image
         needed = f"a multiple of {world}, {2 * world} or more"
         raise InputError(f"--batch-size {S}: {world} processes need {needed}")
     samplers = []
@@ -179,7 +180,8 @@ def training_batches(args, dataset, rank, world):
 def settings(args, world):
     """What must be equal to resume: args but for `others`, and the number of processes. Other
     workers change the augmentation, other threads the rounding: print_settings says so."""
-    others = "root", "workers", "out", "resume", "amp", "method"  # amp has set args.precision
+    # amp has set args.precision, which is compared; method follows from the rest, and is set later.
+    others = "root", "workers", "out", "resume", "amp", "method"
     own = {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
     if args.init:
         own["init"] = os.path.relpath(args.init, args.out)  # they may be moved together
@@ -245,10 +247,10 @@ def already_tested(args):
 def build(args, C, M, device, checkpoint):
     """Model, SGD and cosine schedule: new, with phi from --init (Table 3), or the checkpoint's."""
     torch.manual_seed(args.seed)
-    fetch = args.pretrained and not (args.init or checkpoint)
+    download = args.pretrained and not (args.init or checkpoint)
     amp = args.precision == "bfloat16"  # main's choice, by the hardware
     tied = not args.lambdas[0]
-    model = Model(args.arch, C, tied, pretrained=fetch, small_stem=args.small_stem, amp=amp)
+    model = Model(args.arch, C, tied, pretrained=download, small_stem=args.small_stem, amp=amp)
     if args.init and not checkpoint:  # phi alone; then lr and epochs as ever, which is our choice
         source = load_checkpoint(args.init)["model"]
         weights = {k.removeprefix("phi."): v for k, v in source.items() if k.startswith("phi.")}
@@ -289,7 +291,7 @@ def parallel(model, world):
     # - Every part gets a gradient, as it must: an empty batch gives 0.
     # - Where h is h_a, both calls of this one part are in its gradient by then.
     wrapped = {module: DistributedDataParallel(module) for module in model.children()}
-    return [wrapped[module] for module in (model.phi, model.h, model.h_a, model.h_s)]
+    return wrapped[model.phi], wrapped[model.h], wrapped[model.h_a], wrapped[model.h_s]
 
 
 def make_folder(args):

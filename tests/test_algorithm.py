@@ -95,12 +95,7 @@ def printed_algorithm(model, sets, lambdas, thetas):
                     model.h_a(model.phi(images[B_RRS])), torch.tensor(labels[B_RRS])
                 )
             if lambdas[2]:
-                both = [
-                    i
-                    for B, weight in zip((B_CBS, B_RRS), lambdas, strict=False)
-                    if weight
-                    for i in B
-                ]
+                both = (B_CBS if lambdas[0] else []) + (B_RRS if lambdas[1] else [])
                 turned = [
                     np.rot90(images[i].numpy(), int(k), (1, 2))
                     for i, k in zip(both, thetas[m], strict=True)

@@ -459,6 +459,18 @@ def test_cifar_trains_with_the_small_stem_from_the_command_line(tmp_path, untest
     assert "val accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("error")
+def test_balanced_cifar_leaves_no_validation_image_and_trains(tmp_path, untested_sums, refused):
+    root = write_cifar(tmp_path, 500, 20)
+    flags = "--data cifar10_lt --imbalance 1 --batch-size 248 --epochs 1 --lr 0.001 --workers 0"
+    train.main([*flags.split(), "--root", root, "--out", str(tmp_path / "run")])
+    (row,) = torch.load(tmp_path / "run/last.pt", weights_only=True)["record"]
+    assert all(np.isnan(row[f"val_{shot}"]) for shot in ("Many", "Medium", "Low", "Overall"))
+    said = refused(evaluate.main, [str(tmp_path / "run/last.pt"), "--split", "val"])
+    assert "cifar10_lt has no val image" in said
+    evaluate.main([str(tmp_path / "run/last.pt")])
+
+
 def test_cifar_is_fetched_where_it_is_not_there(
     tmp_path, untested_sums, refused, monkeypatch, capsys
 ):
