@@ -1,4 +1,4 @@
-"""Overall and many / medium / low-shot accuracy. Sec. 4.2; exports what Fig. 3 and 4 draw.
+"""Overall and many / medium / low-shot accuracy. Sec. 4.2; exports what Figs. 3 and 4 draw.
 
     row = shot_accuracy(labels, predictions, N_c)     # {"Many": 95.9, "Medium": ..., ...}
 

@@ -162,7 +162,7 @@ def load_data(args):
 def training_batches(args, dataset, rank, world):
     """Lines 2-8: a DataLoader of [B_CBS; B_RRS], or of this process's share. Raises InputError."""
     S = args.batch_size
-    if S % world or S // world < 2:  # RRS-Only has no BatchNorm variance of one image
+    if S % world or S // world < 2:  # of RRS-Only's one image BatchNorm has no variance
         needed = f"a multiple of {world}, {2 * world} or more"
         raise InputError(f"--batch-size {S}: {world} processes need {needed}")
     samplers = []
