@@ -155,8 +155,8 @@ def read_image(path):
     try:
         if path.lower().endswith((".jpg", ".jpeg")):
             file = np.fromfile(path, np.uint8)
-            # For Pillow, below: what torchvision can't decode, and where XMP has the orientation,
-            # which torchvision does not read.
+            # Pillow, below, takes what torchvision can't decode, and images whose orientation only
+            # XMP states, which torchvision does not read.
             if b"tiff:Orientation" not in file.tobytes():
                 try:
                     file = torch.from_numpy(file)
@@ -314,7 +314,8 @@ def image_lists(name, root):
     lists = [os.path.join(root, f"{name}_{split}.txt") for split in SPLITS]
     parts = [read_list(path) for path in lists]
     trained = set(parts[0][1])
-    absent = min(set(range(len(trained) + 1)) - trained)  # the first class not trained, perhaps C
+    # The labels must be 0..C-1. absent is the first class that training lacks: then it is C.
+    absent = min(set(range(len(trained) + 1)) - trained)
     for path, (_, labels) in zip(lists, parts, strict=True):
         if max(labels) >= absent:
             raise InputError(

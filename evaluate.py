@@ -55,8 +55,7 @@ def shot_accuracy(labels, predictions, N_c):
 def predict(model, dataset, workers=0, rank=0, world=1):
     """Predictions for a split, int [N], and features, a list of [B, 512]. Many processes share the
     work, and the first one's running statistics of BatchNorm; each gets all predictions, but its
-    own features. Raises InputError where a logit is not finite."""
-    was_training = model.training
+    own features. Leaves the model in eval mode. Raises InputError where a logit is not finite."""
     model.eval()
     device = model.h.weight.device
     if world > 1:
@@ -80,7 +79,6 @@ def predict(model, dataset, workers=0, rank=0, world=1):
         predictions[rank::world] = torch.cat(predicted)
     if world > 1:
         dist.all_reduce(predictions)  # a sum: the images of other processes have 0 here
-    model.train(was_training)
     return predictions.cpu().numpy(), features
 
 

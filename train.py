@@ -51,7 +51,7 @@ def train(args, device, rank=0, world=1):
         print_settings(args, sets, len(batches), checkpoint, device, world)
     lambda_1, lambda_2, lambda_3 = args.lambdas
     # How many images B_CBS, B_RRS and B_theta have in this process. A batch whose weight is 0 has
-    # none, and its loss is 0: so Eq. 2 needs no cases.
+    # none, and its loss is 0: so Eq. 2 needs no cases. (Rotation Augmentation needs B_theta, too.)
     S = args.batch_size // world
     S_CBS = S if lambda_1 else 0
     S_RRS = S if lambda_2 else 0
@@ -62,6 +62,7 @@ def train(args, device, rank=0, world=1):
         # For theta, and for the augmentation: DataLoader seeds its loading processes by this seed.
         torch.manual_seed(seed_of(args.seed, epoch, rank))
         batches.batch_sampler.set_epoch(epoch)
+        model.train()
         losses = Losses(len(N_c), device)
         # Lines 2-8 are in sampler.py. B is [B_CBS; B_RRS], or this process's share of both, uint8:
         # phi normalises.
@@ -142,9 +143,10 @@ def prepare(args, rank, world):
         together(load_data, args, first_only=True)
     sets = together(load_data, args)
     batches = together(training_batches, args, sets["train"], rank, world)
+    # What must equal the checkpoint's (find_checkpoint), and then that of each other process: on
+    # other machines they may have been given other flags, lists or checkpoints.
     identity = settings(args, world) | fingerprints(sets)
-    checkpoint = together(find_checkpoint, args, identity)  # compares it with identity
-    # Processes on other machines may have been given other flags, lists or checkpoints.
+    checkpoint = together(find_checkpoint, args, identity)
     identity["epoch"] = checkpoint["epoch"] if checkpoint else 0
     first_identity = of_all(identity)[0]
     together(compare, identity, first_identity, "the first process's")
@@ -162,7 +164,7 @@ def load_data(args):
 def training_batches(args, dataset, rank, world):
     """Lines 2-8: a DataLoader of [B_CBS; B_RRS], or of this process's share. Raises InputError."""
     S = args.batch_size
-    if S % world or S // world < 2:  # of RRS-Only's one image BatchNorm has no variance
+    if S % world or S // world < 2:  # RRS-Only: BatchNorm needs two images
         needed = f"a multiple of {world}, {2 * world} or more"
         raise InputError(f"--batch-size {S}: {world} processes need {needed}")
     samplers = []
@@ -180,7 +182,8 @@ def training_batches(args, dataset, rank, world):
 def settings(args, world):
     """What must be equal to resume: args but for `others`, and the number of processes. Other
     workers change the augmentation, other threads the rounding: print_settings says so."""
-    # amp has set args.precision, which is compared; method follows from the rest, and is set later.
+    # Left out: amp, which main has turned into args.precision, and method, which follows from the
+    # rest and which prepare doesn't know yet when it compares.
     others = "root", "workers", "out", "resume", "amp", "method"
     own = {k: v for k, v in vars(args).items() if k not in others} | {"processes": world}
     if args.init:
@@ -289,7 +292,8 @@ def parallel(model, world):
     # backward, when the gradient is complete. Three things make that right:
     # - A mean of the processes' means is the batch's mean, as their shares of it are equal.
     # - Every part gets a gradient, as it must: an empty batch gives 0.
-    # - Where h is h_a, both calls of this one part are in its gradient by then.
+    # - Where h is h_a, both calls of this one part are in its gradient by then
+    #   (test_distributed.py: two processes train as one).
     wrapped = {module: DistributedDataParallel(module) for module in model.children()}
     return wrapped[model.phi], wrapped[model.h], wrapped[model.h_a], wrapped[model.h_s]
 
@@ -401,7 +405,7 @@ class Progress:
             print("epoch   l_CBS  l_RRS   l_SS    Many  Medium   Low  Overall  images/s   left")
 
     def line(self, epoch, m, losses):
-        """After an iteration."""
+        """After an iteration: the losses so far, of this process."""
         now = time.perf_counter()
         self.seconds += now - self.last
         self.iterations += 1
@@ -714,7 +718,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         launcher = "torchrun ..." if dist.is_torchelastic_launched() else "python"
-        again = [*sys.argv, *["--resume"] * ("--resume" not in sys.argv)]
+        again = sys.argv if "--resume" in sys.argv else [*sys.argv, "--resume"]
         if not dist.is_torchelastic_launched() or os.environ["RANK"] == "0":
             print(f"\ninterrupted; resume with: {launcher} {shlex.join(again)}", file=sys.stderr)
         sys.exit(130)
