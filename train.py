@@ -139,9 +139,8 @@ def cross_entropy(logits, Y):
 def prepare(args, rank, world):
     """The data, the batches, and the checkpoint to go on from, None for a new run. Sets
     args.method, the paper's name of it. Raises InputError; all processes end where one fails."""
-    if world > 1:  # the first process may have to download CIFAR before the others load it
-        together(load_data, args, first_only=True)
-    sets = together(load_data, args)
+    sets = together(load_data, args, first_only=True)  # it may have to download CIFAR
+    sets = together(lambda: sets or load_data(args))  # now the others, which got None
     batches = together(training_batches, args, sets["train"], rank, world)
     # What must equal the checkpoint's (find_checkpoint), and then that of each other process: on
     # other machines they may have been given other flags, lists or checkpoints.
