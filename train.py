@@ -384,13 +384,11 @@ RECIPES = {  # what differs from DEFAULTS for a dataset, or for 'dataset arch'
 def parse(argv=None):
     """The settings, as a Namespace: the defaults, then the recipe, then the flags that are given.
     With --resume: the run's own settings, then --root and --workers."""
+    recipes = [f"{name}: {values}" for name, values in {"Defaults": DEFAULTS, **RECIPES}.items()]
     parser = argparse.ArgumentParser(
         description="Train by Algorithm 1. Each run prints its settings.",
-        epilog="\n  ".join(
-            ["defaults and recipes:", str(DEFAULTS)] + list(map(str, RECIPES.items()))
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
+        epilog=". ".join(recipes),
+        argument_default=argparse.SUPPRESS,  # so that `given` below has only what is given
         allow_abbrev=False,
     )
     add = parser.add_argument

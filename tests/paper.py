@@ -1,35 +1,41 @@
 """The paper's tables and figures on any dataset: real runs of train.py, as many seeds as you like.
 
-    python tests/paper.py --data glyphs_lt --seeds 0 1 2 --figures DIR
-    python tests/paper.py --data cifar100_lt --root DIR --jobs 2 --rows RRS-Only CBS-Only CBS+RRS
+    python tests/paper.py --data glyphs_lt --jobs 2 --figures DIR
+    python tests/paper.py --data cifar100_lt --root DIR --rows RRS-Only CBS-Only CBS+RRS
+    python tests/paper.py --data cifar100_lt --root DIR --epochs 15 30 60 --figures DIR
 
-Trains each row and seed with --resume, in folders below runs/paper-NAME-ARCH: a finished run is
-used, an interrupted one goes on, and one of other settings or lists is refused by train.py. Then
-prints the table, the gains, and which of the paper's orderings hold. Any other flag is handed to
-train.py. The figures need matplotlib and scikit-learn.
+Trains each row with each seed and for each number of epochs, in a folder below --out. Started again
+after it was stopped, it resumes the unfinished runs and trains the missing ones. Then it prints the
+tables, the gains, and which of the paper's orderings hold. Other flags go to train.py. The figures
+need matplotlib and scikit-learn.
 """
 
 import argparse
 import csv
+import ctypes
 import itertools
 import os
 import signal
 import subprocess
 import sys
-import tempfile
-import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import data
+import evaluate
+import train
+
 SHOTS = "Many", "Medium", "Low", "Overall"
 ROWS = {  # Tables 1, 3, 4 and 5: the flags of train.py
     "RRS-Only": "--lambdas 0 1 0",
     "CBS-Only": "--lambdas 1 0 0",
     "CBS+RRS": "--lambdas 0.5 1 0",
     "CBS+RRS+SS": "--lambdas 0.5 1 1",
-    "ftRRS+CBS": "--lambdas 1 0 0 --init RRS-ONLY",
+    "ftRRS+CBS": "--lambdas 1 0 0 --init {RRS}",
     "1:1": "--lambdas 1 1 0",
     "1:0.5": "--lambdas 1 0.5 0",
     "Rotation": "--lambdas 0.5 1 0 --rotation-augmentation",
@@ -68,23 +74,15 @@ PAPER = {  # Tables 1 to 5: many, medium, low, overall
         "Rotation": (35.3, 28.2, 11.4, 27.2),
     },
 }
-GAINS = [  # a row over others: over the better of them, shot by shot
-    ("CBS+RRS", ["RRS-Only", "CBS-Only"], "CBS+RRS over the better baseline"),
-    ("CBS+RRS+SS", ["CBS+RRS"], "SS over CBS+RRS"),
-    ("CBS+RRS", ["ftRRS+CBS"], "joint over stage-wise"),
-    ("CBS+RRS", ["1:1"], "0.5:1 over 1:1"),
-    ("1:1", ["1:0.5"], "1:1 over 1:0.5"),
-    ("CBS+RRS+SS", ["Rotation"], "rotation as task over rotation as augmentation"),
-]
-ORDERINGS = [  # of the paper: each row is better than the next, on this shot
-    ("CBS+RRS above RRS-Only", "Overall", ["CBS+RRS", "RRS-Only"]),
-    ("CBS+RRS above CBS-Only", "Overall", ["CBS+RRS", "CBS-Only"]),
-    ("SS adds to CBS+RRS", "Overall", ["CBS+RRS+SS", "CBS+RRS"]),
-    ("RRS-Only above CBS-Only on many shot", "Many", ["RRS-Only", "CBS-Only"]),
-    ("CBS-Only above RRS-Only on low shot", "Low", ["CBS-Only", "RRS-Only"]),
-    ("joint above stage-wise training", "Overall", ["CBS+RRS", "ftRRS+CBS"]),
-    ("0.5:1 above 1:1 above 1:0.5", "Overall", ["CBS+RRS", "1:1", "1:0.5"]),
-    ("rotation as task above rotation as augmentation", "Overall", ["CBS+RRS+SS", "Rotation"]),
+COMPARISONS = [  # of the paper: a row is better than the best of the others, on this shot
+    ("CBS+RRS over the better baseline", "CBS+RRS", ["RRS-Only", "CBS-Only"], "Overall"),
+    ("RRS-Only over CBS-Only on many shot", "RRS-Only", ["CBS-Only"], "Many"),
+    ("CBS-Only over RRS-Only on low shot", "CBS-Only", ["RRS-Only"], "Low"),
+    ("CBS+RRS+SS over CBS+RRS", "CBS+RRS+SS", ["CBS+RRS"], "Overall"),
+    ("joint over stage-wise", "CBS+RRS", ["ftRRS+CBS"], "Overall"),
+    ("0.5:1 over 1:1", "CBS+RRS", ["1:1"], "Overall"),
+    ("1:1 over 1:0.5", "1:1", ["1:0.5"], "Overall"),
+    ("rotation as task over augmentation", "CBS+RRS+SS", ["Rotation"], "Overall"),
 ]
 
 
@@ -96,207 +94,157 @@ def parse(argv):
     )
     add = parser.add_argument
     add("--data", default="glyphs_lt", metavar="NAME", help="dataset (default: glyphs_lt)")
-    add("--root", metavar="DIR", help="dataset folder (default: train.py's)")
-    add("--arch", default="resnet10", help="feature extractor (default: resnet10)")
+    add("--arch", default="resnet10", help="the ResNet in phi (default: resnet10)")
+    add("--root", default="data", metavar="DIR", help="dataset folder (default: data)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="(default: all)")
+    add("--epochs", nargs="+", default=[None], help="lengths of training (default: the recipe's)")
     add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
-    add("--threads", type=int, default=1, help="of each run; numbers depend on it (default: 1)")
-    add("--workers", type=int, default=1, help="of each run; numbers depend on it (default: 1)")
-    add("--Z", help="images per class in B_CBS (default: train.py's)")
-    add("--out", metavar="DIR", help="where the runs go (default: runs/paper-NAME-ARCH)")
+    add("--workers", default="1", help="data-loading workers of each run (default: 1)")
+    add("--out", default="runs/paper", metavar="DIR", help="(default: runs/paper)")
     add("--figures", metavar="DIR", help="also draw the figures, as SVG")
-    args, args.flags = parser.parse_known_args(argv)
-    if min(args.jobs, args.threads) < 1:
-        parser.error("--jobs and --threads: must be 1 or more")
-    for flag in args.flags:
-        name = flag.partition("=")[0]
-        if name in ("--lambdas", "--init", "--rotation-augmentation", "--seed", "--resume"):
-            parser.error(f"{name} is set by the rows and seeds")
-    args.seeds = list(dict.fromkeys(args.seeds))
+    args, args.others = parser.parse_known_args(argv)
     args.rows = [row for row in ROWS if row in args.rows]
     if "ftRRS+CBS" in args.rows and "RRS-Only" not in args.rows:
         parser.error("ftRRS+CBS starts from RRS-Only: name that row, too")
-    if "" in (args.out, args.root, args.figures):
-        parser.error("--out, --root, --figures: must not be empty")
-    args.out = args.out or f"runs/paper-{args.data}-{args.arch}"
     return args
 
 
-def folder(args, row, seed):
-    """Where a run's files are; its output goes to a log beside it."""
-    return Path(args.out, f"{row}-seed{seed}".replace(":", "_"))
+# ------------------------------------------------------------------------------ the runs
+class Run:
+    """A row of the tables, trained with a seed for a number of epochs (None: the recipe's)."""
 
+    def __init__(self, args, row, seed, epochs):
+        flags = ["--data", args.data, "--arch", args.arch, "--seed", str(seed), *args.others]
+        flags += ["--epochs", epochs] if epochs else []
+        self.row = row
+        self.seed = seed
+        self.source = Run(args, "RRS-Only", seed, epochs) if row == "ftRRS+CBS" else None
+        flags += [self.source.folder / "last.pt" if x == "{RRS}" else x for x in ROWS[row].split()]
+        self.flags = [str(flag) for flag in flags]
+        self.where = ["--root", args.root, "--workers", args.workers]
+        self.settings = vars(train.parse([*self.flags, *self.where, "--out", f"{args.out}/new"]))
+        self.epochs = self.settings["epochs"]
+        name = f"{args.data}-{args.arch}-{row.replace(':', '_')}-{self.epochs}epochs-seed{seed}"
+        self.folder = Path(args.out, name)
 
-def start(args, row, seed):
-    """Start a run, or go on with it; its process."""
-    run = folder(args, row, seed)
-    run.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, ROOT / "train.py", "--data", args.data, "--arch", args.arch]
-    command += ["--seed", seed, "--workers", args.workers, "--out", run, "--resume", *args.flags]
-    command += ["--root", args.root] * (args.root is not None)
-    command += ["--Z", args.Z] * (args.Z is not None and row != "RRS-Only")
-    source = folder(args, "RRS-Only", seed) / "last.pt"
-    command += [source if flag == "RRS-ONLY" else flag for flag in ROWS[row].split()]
-    command = [str(x) for x in command]
-    env = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
-    with open(f"{run}.log", "a") as log:
-        how = {"env": env, "stdout": log, "stderr": log, "preexec_fn": end_with_parent}
-        return subprocess.Popen(command, **how)
+    def finish(self):
+        """Train, or continue. Exits where the folder has a run of other settings."""
+        last = self.folder / "last.pt"
+        command = [sys.executable, str(ROOT / "train.py"), *self.where]
+        if last.exists():
+            theirs = evaluate.load_checkpoint(last)["settings"]
+            for key in self.settings.keys() - {"root", "out", "resume"}:
+                if self.settings[key] != theirs[key]:
+                    sys.exit(f"{last} was trained with {key} {theirs[key]}; choose another --out")
+            command += ["--resume", str(self.folder)]
+        else:
+            command += [*self.flags, "--out", str(self.folder)]
+        if (self.folder / "test.csv").exists():
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        log = f"{self.folder}.log"
+        with open(log, "a") as file:
+            how = {"stdout": file, "stderr": file, "preexec_fn": end_with_parent}
+            # One thread: the numbers depend on how many there are.
+            status = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **how)
+        if status.returncode:
+            sys.exit(f"{log}: {Path(log).read_text().strip().splitlines()[-1]}")
+
+    def accuracies(self):
+        """{shot: percent} of test.csv."""
+        with open(self.folder / "test.csv") as file:
+            rows = csv.DictReader(file)
+            return {row["class"]: float(row["accuracy"]) for row in rows if row["class"] in SHOTS}
+
+    def record(self, column):
+        """A column of record.csv."""
+        with open(self.folder / "record.csv") as file:
+            return [float(row[column]) for row in csv.DictReader(file)]
 
 
 def end_with_parent():
     """A run ends when this script is killed (Linux)."""
     if sys.platform == "linux":
-        import ctypes
-
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def result(args, row, seed):
-    """A finished run's accuracies {shot: percent}."""
-    with open(folder(args, row, seed) / "test.csv") as file:
-        lines = csv.DictReader(file)
-        return {x["class"]: float(x["accuracy"]) for x in lines if x["class"] in SHOTS}
+def train_all(args, runs):
+    """Finish all runs, --jobs at a time. A row that starts from another waits for it."""
+    data.load(args.data, args.root)  # download once, not in each run at the same time
+    started = {}
+
+    def finish(run):
+        if run.source:
+            started[run.source.folder].result()
+        run.finish()
+        return run
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for run in runs:
+            started[run.folder] = pool.submit(finish, run)
+        try:
+            for n, future in enumerate(as_completed(started.values()), 1):
+                run = future.result()
+                print(f"{n} of {len(runs)} runs done: {run.folder.name}", file=sys.stderr)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def train_all(args):
-    """Bring every row and seed to its end, --jobs at a time."""
-    waiting = [(row, seed) for seed in args.seeds for row in args.rows]
-    running = {}
-    done = set()
-    shown = ""
-    try:
-        while waiting or running:
-            for row, seed in list(waiting):
-                ready = row != "ftRRS+CBS" or ("RRS-Only", seed) in done
-                if ready and len(running) < args.jobs:
-                    waiting.remove((row, seed))
-                    running[row, seed] = start(args, row, seed)
-            status = f"{len(done)}/{len(args.seeds) * len(args.rows)} runs done; now " + ", ".join(
-                f"{row} seed {seed}" for row, seed in running
-            )
-            if status != shown:
-                shown = status
-                print(status, file=sys.stderr, flush=True)
-            time.sleep(0.2)
-            for job in [job for job, process in running.items() if process.poll() is not None]:
-                if code := running.pop(job).returncode:
-                    log = Path(f"{folder(args, *job)}.log")
-                    last = "".join(log.read_text().splitlines()[-1:])
-                    if code < 0:
-                        last = f"ended by signal {-code}; the same command goes on"
-                    sys.exit(f"{job[0]}, seed {job[1]}: {last} (see {log})")
-                done.add(job)
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-
-
-def mean_of(args, results):
-    """{row: {shot: accuracy}} of the seeds' means."""
-    return {
-        row: {shot: np.mean([results[seed][row][shot] for seed in args.seeds]) for shot in SHOTS}
-        for row in args.rows
-    }
-
-
+# ------------------------------------------------------------------------------ the tables
 def cell(values, spread):
     """Mean and spread over the seeds; a dash for an empty shot."""
     if np.isnan(values).all():
         return "–"
-    mean = round(float(np.mean(values)), 1) + 0  # no -0.0
-    return f"{mean:.1f}" + (f" ± {spread:.1f}" if len(values) > 1 else "")
+    text = f"{np.mean(values):.1f}" + (f" ± {spread:.1f}" if len(values) > 1 else "")
+    return text.replace("-", "−")
 
 
 def table(args, results):
-    """Print accuracies, gains and verdicts, as the README has them."""
-    paper = PAPER.get((args.data.lower(), args.arch), {})
-    heading = " Paper |" if paper else ""
-    print("| Row |", " | ".join(SHOTS), "|" + heading)
+    """Print accuracies, gains and verdicts, as the README has them. results: [row][seed][shot]."""
+    paper = PAPER.get((args.data, args.arch), {})
+    print("| Row |", " | ".join(SHOTS), "| Paper |" if paper else "|")
     print("|---|" + "---:|" * (4 + bool(paper)))
     for row in args.rows:
-        values = [[results[seed][row][shot] for seed in args.seeds] for shot in SHOTS]
+        values = [[results[row][seed][shot] for seed in args.seeds] for shot in SHOTS]
         cells = [cell(x, np.std(x, ddof=1) if len(x) > 1 else 0) for x in values]
-        cells += [" / ".join(map(str, paper[row])) if row in paper else ""] * bool(paper)
+        cells += [" / ".join(map(str, paper.get(row, [])))] if paper else []
         print("|", " | ".join([row, *cells]), "|")
-    print(f"\nTest accuracy in percent; mean ± standard deviation of {len(args.seeds)} seeds.\n")
-    gains(args, results)
-    verdicts(args, results)
+    print(f"\nTest accuracy in percent; mean ± standard deviation, {len(args.seeds)} seeds.\n")
 
-
-def other_conditions(args):
-    """Name the runs whose numbers another number of workers or threads made: a finished run is
-    taken as it is."""
-    sys.path.insert(0, str(ROOT))
-    from evaluate import load_checkpoint
-
-    for row, seed in itertools.product(args.rows, args.seeds):
-        run = load_checkpoint(folder(args, row, seed) / "last.pt")
-        if (run["workers"], run["threads"]) != (args.workers, args.threads):
-            print(f"{row}, seed {seed}, had workers {run['workers']}, threads {run['threads']}")
-
-
-def gains(args, results):
-    """Differences, seed by seed, beside those of the paper."""
-    paper = PAPER["imagenet_lt", "resnet10"]
-    print("| Gain in points |", " | ".join(SHOTS), "| Paper, ImageNet-LT, ResNet-10 |")
-    print("|---|" + "---:|" * 5)
-    for row, others, text in GAINS:
-        if not {row, *others} <= set(args.rows):
-            continue
-        cells = []
-        theirs = []
-        for i, shot in enumerate(SHOTS):
-            gain = [
-                results[seed][row][shot] - max(results[seed][other][shot] for other in others)
-                for seed in args.seeds
+    imagenet = PAPER["imagenet_lt", "resnet10"]
+    print("| Gain in points |", " | ".join(SHOTS), "| Holds | Paper, ImageNet-LT, ResNet-10 |")
+    print("|---|" + "---:|" * 4 + "---|---:|")
+    for text, row, others, shot in COMPARISONS:
+        if {row, *others} <= set(args.rows):
+            gained = {shot: gains(results, row, others, shot, args.seeds) for shot in SHOTS}
+            errors = [
+                np.std(x, ddof=1) / len(x) ** 0.5 if len(x) > 1 else 0 for x in gained.values()
             ]
-            error = np.std(gain, ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0
-            cells.append(cell(gain, error).replace("-", "−"))
-            theirs.append(f"{paper[row][i] - max(paper[other][i] for other in others):.1f}")
-        print("|", " | ".join([text, *cells, " / ".join(theirs).replace("-", "−")]), "|")
-    print(f"\nMean ± standard error of {len(args.seeds)} seeds.\n")
+            cells = [cell(x, error) for x, error in zip(gained.values(), errors, strict=True)]
+            average = "on average" if np.mean(gained[shot]) > 0 else "no"
+            cells.append("on every seed" if min(gained[shot]) > 0 else average)
+            theirs = [imagenet[row][i] - max(imagenet[o][i] for o in others) for i in range(4)]
+            cells.append(" / ".join(f"{x:.1f}" for x in theirs).replace("-", "−"))
+            print("|", " | ".join([text, *cells]), "|")
+    print(f"\nMean ± standard error, {len(args.seeds)} seeds.")
 
 
-def verdicts(args, results):
-    """Which of the paper's orderings hold."""
-    said = {"on every seed": [], "on average only": [], "a tie": [], "not here": []}
-    mean = mean_of(args, results)
-
-    def margin(r, shot, rows):
-        worst = min(r[a][shot] - r[b][shot] for a, b in zip(rows, rows[1:], strict=False))
-        return round(worst, 9)  # the sums of equal means may differ in their last digits
-
-    for text, shot, rows in ORDERINGS:
-        if set(rows) <= set(args.rows) and not np.isnan(mean[rows[0]][shot]):
-            worst = min(margin(results[seed], shot, rows) for seed in args.seeds)
-            average = margin(mean, shot, rows)
-            if worst > 0:
-                said["on every seed"].append(text)
-            elif average > 0:
-                said["on average only"].append(text)
-            else:
-                said["a tie" if average == 0 else "not here"].append(text)
-    print("The paper's orderings hold")
-    for verdict, texts in said.items():
-        if texts or verdict != "a tie":
-            print(f"- {verdict}: {'; '.join(texts) or 'none'}")
+def gains(results, row, others, shot, seeds):
+    """By how much a row is better than the best of the others, seed by seed."""
+    return [
+        results[row][seed][shot] - max(results[other][seed][shot] for other in others)
+        for seed in seeds
+    ]
 
 
-# ------------------------------------------------------------------------------ figures
-COLOURS = {  # of a method, in every figure; Okabe and Ito's, for colour-blind readers, too
+# ------------------------------------------------------------------------------ the figures
+COLOURS = {  # Okabe and Ito's, which colour-blind readers can tell apart
     "RRS-Only": "#0072B2",
     "CBS-Only": "#D55E00",
     "CBS+RRS": "#009E73",
     "CBS+RRS+SS": "#00503A",
-}
-SHOT_COLOURS = {  # marker, colours of the most and of the least frequent class; no method's hues
-    "many shot": ("o", "#4B0082", "#D9B3F0"),
-    "medium shot": ("s", "#7A5200", "#F5CB3A"),
-    "low shot": ("^", "#101010", "#C4C4C4"),
 }
 NAMES = {
     "imagenet_lt": "ImageNet-LT",
@@ -307,242 +255,199 @@ NAMES = {
 }
 
 
-def drawing_tools(args):
-    """pyplot and TSNE. Exits with one line where the figures can't be drawn."""
-    try:
-        import matplotlib.pyplot
-        import sklearn.manifold
-    except ImportError as error:
-        package = error.name.partition(".")[0]
-        sys.exit(f"--figures: {package} is missing; pip install matplotlib scikit-learn")
-    missing = [row for row in COLOURS if row not in args.rows]
-    if missing:
-        sys.exit(f"--figures: name these rows, too: {' '.join(missing)}")
+def figures(args, runs):
+    """The figures whose rows were trained: of all seeds dilemma.svg and gain.svg, of the first
+    seed Figs. 2, 3 and 4, all but gain.svg for the first number of epochs."""
+    import matplotlib
+
     matplotlib.use("Agg")
-    return matplotlib.pyplot, sklearn.manifold.TSNE
+    matplotlib.rcParams |= {"svg.hashsalt": "paper", "svg.fonttype": "none", "axes.titlesize": 11}
+    import matplotlib.pyplot as plt
 
+    os.makedirs(args.figures, exist_ok=True)
+    lengths = sorted({run.epochs for run in runs})
+    first = {run.row: run for run in runs if (run.epochs, run.seed) == (lengths[0], args.seeds[0])}
+    what = f"{NAMES.get(args.data, args.data)}, {args.arch.replace('resnet', 'ResNet-')}"
 
-def figures(args, destination):
-    """dilemma.svg, of all seeds; Figures 2, 3 and 4, of the first."""
-    plt, TSNE = drawing_tools(args)
-    plt.rcParams.update({"svg.hashsalt": "paper", "svg.fonttype": "none", "figure.dpi": 72})
-    plt.rcParams["axes.titlesize"] = "medium"
-    runs = {row: export(args, row) for row in COLOURS}
-    N_c = runs["CBS+RRS"]["N_c"]
-    order = np.argsort(-N_c, kind="stable")  # the most frequent class first
-    bounds = [(N_c >= 100).sum(), (N_c > 20).sum()]  # many | medium | low in that order
-    what = f"{name_of(args.data, args.arch)}, seed {args.seeds[0]}"
-
-    def save(name, size, draw, *content):
+    def draw(name, size, function, *content):
         figure = plt.figure(figsize=size, layout="constrained")
-        draw(figure, *content)
-        figure.savefig(Path(destination, name), metadata={"Date": None}, dpi=150)
+        function(figure, *content)
+        figure.savefig(Path(args.figures, name), metadata={"Date": None}, dpi=150)
         plt.close(figure)
 
-    save("dilemma.svg", (9, 4.3), dilemma, args)
-    save("figure2.svg", (9, 3.8), figure2, args, what, N_c, order)
-    save("figure3.svg", (9, 5.4), figure3, runs, what, order, bounds)
-    save("figure4.svg", (9, 9.5), figure4, runs, what, order, bounds, TSNE)
+    if set(COLOURS) <= set(args.rows):
+        shortest = [run for run in runs if run.epochs == lengths[0]]
+        draw("dilemma.svg", (9, 4.3), dilemma, shortest, what)
+    if len(lengths) > 1:
+        draw("gain.svg", (9, 4), gain, runs, lengths, args.seeds, what)
+    if {"RRS-Only", "CBS-Only", "CBS+RRS"} <= set(args.rows):
+        exports = {row: export(run) for row, run in first.items() if row in COLOURS}
+        what += f", seed {args.seeds[0]}"
+        draw("figure2.svg", (9, 3.8), figure2, first, exports, what)
+        draw("figure3.svg", (9, 5.4), figure3, exports, what)
+        draw("figure4.svg", (9, 9), figure4, exports, what)
 
 
-def name_of(data, arch):
-    return f"{NAMES.get(data.lower(), data)}, {arch.replace('resnet', 'ResNet-')}"
-
-
-def export(args, row):
-    """What evaluate.py exports of the first seed's run."""
-    with tempfile.TemporaryDirectory() as scratch:
-        run = folder(args, row, args.seeds[0])
-        command = [sys.executable, ROOT / "evaluate.py", run / "last.pt"]
-        command += ["--export", f"{scratch}/run.npz", "--workers", str(args.workers)]
-        command += ["--root", args.root] * (args.root is not None)
-        env = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
-        subprocess.run(command, env=env, stdout=subprocess.DEVNULL, check=True)
-        with np.load(f"{scratch}/run.npz") as arrays:
-            return dict(arrays)
-
-
-def dilemma(figure, args):
+def dilemma(figure, runs, what):
     """Head against tail accuracy: the paper's Table 1, and this code over all seeds."""
     left, right = figure.subplots(1, 2)
-    table1 = PAPER["imagenet_lt", "resnet10"]
-    theirs = {row: np.array([table1[row]])[:, [0, 2]] for row in COLOURS}
-    left.set_title(f"The paper\n{name_of('imagenet_lt', 'resnet10')}")
-    ours = {}
-    for row in COLOURS:
-        results = [result(args, row, seed) for seed in args.seeds]
-        ours[row] = np.array([[x["Many"], x["Low"]] for x in results])
-    n = len(args.seeds)
-    spread = f"mean ± deviation of {n} seeds" if n > 1 else f"seed {args.seeds[0]}"
-    right.set_title(f"This code\n{name_of(args.data, args.arch)}, {spread}")
+    left.set_title("The paper\nImageNet-LT, ResNet-10")
+    right.set_title(f"This code\n{what}, mean ± deviation of {len({r.seed for r in runs})} seeds")
     figure.supxlabel("accuracy (%) on head classes, ≥ 100 training images each", size=10)
     figure.supylabel("accuracy (%) on tail classes, ≤ 20 images each", size=10)
-    panels = [(left, theirs), (right, ours)]
-    if np.isnan(list(ours.values())).any():
-        how = {"ha": "center", "transform": right.transAxes}
-        right.text(0.5, 0.5, f"{args.data} has no head or no tail class", **how)
-        panels.pop()
-    for axis, points in panels:
-        scatter(axis, points)
-    figure.draw_without_rendering()  # lays the axes out: pixels are known from here on
-    for axis, points in panels:
-        name_all(axis, points)
+    table1 = PAPER["imagenet_lt", "resnet10"]
+    theirs = {row: np.array([[table1[row][0], table1[row][2]]]) for row in COLOURS}
+    ours = {row: [run.accuracies() for run in runs if run.row == row] for row in COLOURS}
+    ours = {row: np.array([[x["Many"], x["Low"]] for x in ours[row]]) for row in COLOURS}
+    for axis, points in (left, theirs), (right, ours):
+        ends = [points["CBS-Only"].mean(0), points["RRS-Only"].mean(0)]
+        axis.plot(*np.transpose(ends), "--", color="0.5", label="the dilemma: one or the other")
+        for row, x in points.items():
+            y_error, x_error = x.std(0, ddof=1)[::-1] if len(x) > 1 else (0, 0)
+            how = {"color": COLOURS[row], "capsize": 3, "markersize": 8, "label": row}
+            axis.errorbar(*x.mean(0), y_error, x_error, "o", **how)
+        axis.margins(0.15)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=5)
 
 
-def spread_of(x):
-    """Standard deviation over the seeds of [seeds, 2], 0 of one."""
-    return x.std(0, ddof=1) if len(x) > 1 else np.zeros(2)
+def gain(figure, runs, lengths, seeds, what):
+    """The gain of CBS+RRS over the better baseline, against the length of training."""
+    results = {}
+    for run in runs:
+        by_seed = results.setdefault(run.epochs, {}).setdefault(run.row, {})
+        by_seed[run.seed] = run.accuracies()
+    N_c = np.array(evaluate.load_checkpoint(runs[0].folder / "last.pt")["N_c"])
+    draws = N_c.sum() / (len(N_c) * N_c.max())  # of an image of the largest class by CBS, an epoch
+    paper = PAPER["imagenet_lt", "resnet10"]
+    theirs = 90 * 115846 / (1000 * 1280)
+    figure.suptitle(f"Gain of CBS+RRS over the better baseline; {what}", size=12)
+    for axis, shot in zip(figure.subplots(1, 2), ("Overall", "Low"), strict=True):
+        baselines = ["RRS-Only", "CBS-Only"]
+        gained = [gains(results[n], "CBS+RRS", baselines, shot, seeds) for n in lengths]
+        error = [np.std(x, ddof=1) if len(x) > 1 else 0 for x in gained]
+        how = {"color": COLOURS["CBS+RRS"], "capsize": 3, "label": f"this code, {what}"}
+        axis.errorbar(lengths, np.mean(gained, axis=1), error, fmt="o-", **how)
+        i = SHOTS.index(shot)
+        star = paper["CBS+RRS"][i] - max(paper[row][i] for row in baselines)
+        axis.plot(theirs / draws, star, "*k", markersize=11, label="the paper, ImageNet-LT")
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set(xscale="log", xlabel="epochs", ylabel=f"gain (points), {shot.lower()}")
+        axis.set_xticks(lengths, lengths)
+        axis.minorticks_off()
+        top = axis.secondary_xaxis("top", functions=(lambda x: x * draws, lambda x: x / draws))
+        top.set_xlabel("how often CBS draws an image of the largest class")
+        top.set_xticks(
+            [round(n * draws, 1) for n in lengths], [f"{n * draws:.1f}" for n in lengths]
+        )
+        top.minorticks_off()
+    handles = axis.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2)
 
 
-def scatter(axis, points):
-    """{row: accuracies on head and tail [seeds, 2]} as means with deviations."""
-    for row, x in points.items():
-        width, height = spread_of(x)
-        axis.errorbar(*x.mean(0), height, width, "none", ecolor=COLOURS[row], capsize=3)
-        how = {"color": COLOURS[row], "markersize": 9, "markeredgecolor": "white"}
-        axis.plot(*x.mean(0), "o", **how)
-    baselines = [points["CBS-Only"].mean(0), points["RRS-Only"].mean(0)]
-    axis.plot(*np.transpose(baselines), "--", color="grey", zorder=0)
-    axis.margins(0.35, 0.2)
-    axis.locator_params(nbins=5)
+def export(run):
+    """What evaluate.py exports of a run."""
+    file = f"{run.folder}.npz"
+    with open(os.devnull, "w") as nowhere:
+        command = [sys.executable, str(ROOT / "evaluate.py"), f"{run.folder}/last.pt"]
+        command += [*run.where, "--export", file]
+        subprocess.run(command, stdout=nowhere, check=True)
+    with np.load(file) as arrays:
+        return dict(arrays)
 
 
-def name_all(axis, points):
-    """Write names beside the line and the points, so that none covers another thing."""
-    from matplotlib.transforms import Bbox
-
-    taken = name_line(axis, points["CBS-Only"].mean(0), points["RRS-Only"].mean(0))
-    for x in points.values():
-        for bar in np.diag(spread_of(x)):
-            taken.append(axis.transData.transform([x.mean(0) - bar, x.mean(0) + bar]))
-    taken = [Bbox(x).padded(5) for x in taken]
-    for row, x in points.items():
-        taken.append(name_point(axis, row, x.mean(0), taken))
+def by_frequency(exports):
+    """The classes, the most frequent first, and the borders many | medium | low in that order."""
+    N_c = exports["CBS+RRS"]["N_c"]
+    return np.argsort(-N_c, kind="stable"), [(N_c >= 100).sum(), (N_c > 20).sum()]
 
 
-def name_line(axis, CBS, RRS):
-    """Write along the line between the baselines what it is; [corners] of what both cover."""
-    start, end = axis.transData.transform([CBS, RRS])
-    covered = [(p, p) for p in np.linspace(start, end, 99)]
-    right, up = end - start
-    if right > 0 > up:  # else one baseline is better on both
-        beside = np.array([up, -right]) / np.hypot(up, right) * 10  # towards the lower left
-        how = {"ha": "center", "va": "center", "rotation_mode": "anchor", "color": "0.35"}
-        how |= {"textcoords": "offset points", "rotation": np.degrees(np.arctan2(up, right))}
-        axis.annotate("the dilemma: one or the other", (CBS + RRS) / 2, beside, **how)
-        covered += [(p + beside, p + beside) for p, _ in covered]
-    return covered
-
-
-def name_point(axis, row, point, taken):
-    """Write the name beside the point, where it covers least of what is `taken`; its box."""
-    how = {"color": COLOURS[row], "weight": "bold", "textcoords": "offset points"}
-    text = axis.annotate(row, point, (0, 0), **how)
-
-    def move(spot):
-        far, (x, y) = spot
-        how = {"ha": ("center", "left", "right")[x], "va": ("center", "bottom", "top")[y]}
-        text.set(position=(far * x, far * y), **how)
-        return text.get_window_extent()
-
-    def covers(spot):
-        box = move(spot)
-        outside = 2 - axis.bbox.count_contains([box.min, box.max])
-        return box.count_overlaps(taken) + 99 * outside
-
-    sides = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (-1, -1), (1, -1)]
-    return move(min(itertools.product((9, 14, 20), sides), key=covers))
-
-
-def figure2(figure, args, what, N_c, order):
+def figure2(figure, runs, exports, what):
     """The mean training loss of a tail class and of a head class, epoch by epoch."""
-    figure.suptitle(f"Fig. 2: training loss of a tail class and a head class; {what}")
+    figure.suptitle(f"Fig. 2: training loss of a tail class and a head class; {what}", size=12)
+    order, _ = by_frequency(exports)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, y, kind in zip(axes, (order[-1], order[0]), ("Tail", "Head"), strict=True):
-        for row, column in ("RRS-Only", f"l_RRS_{y}"), ("CBS-Only", f"l_CBS_{y}"):
-            with open(folder(args, row, args.seeds[0]) / "record.csv") as file:
-                losses = [float(epoch[column]) for epoch in csv.DictReader(file)]
+        for row in "RRS-Only", "CBS-Only":
+            losses = runs[row].record(f"l_{row[:3]}_{y}")
             axis.plot(range(1, len(losses) + 1), losses, ".-", color=COLOURS[row], label=row)
-        axis.set(title=f"{kind} class, {N_c[y]:,} training images", xlabel="epoch")
-    axes[0].set(ylabel="mean training loss of the class (nats)", ylim=(0, None))
+        n = exports["CBS+RRS"]["N_c"][y]
+        axis.set(title=f"{kind} class, {n:,} training images", xlabel="epoch", ylim=(0, None))
+    axes[0].set_ylabel("mean training loss of the class")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
-def figure3(figure, runs, what, order, bounds):
+def figure3(figure, exports, what):
     """The accuracy gain of CBS+RRS over each baseline, class by class."""
-    figure.suptitle(f"Fig. 3: accuracy gain per class; {what}")
+    figure.suptitle(f"Fig. 3: accuracy gain per class; {what}", size=12)
+    order, borders = by_frequency(exports)
     axes = figure.subplots(2, 1, sharex=True, sharey=True)
-    C = len(order)
     for axis, base in zip(axes, ("RRS-Only", "CBS-Only"), strict=True):
-        gain = runs["CBS+RRS"]["class_accuracy"] - runs[base]["class_accuracy"]
-        axis.stairs(gain[order], fill=True, color=COLOURS[base])
+        gained = exports["CBS+RRS"]["class_accuracy"] - exports[base]["class_accuracy"]
+        axis.stairs(gained[order], fill=True, color=COLOURS[base])
         axis.axhline(0, color="black", linewidth=0.8)
-        axis.set(title=f"CBS+RRS over {base}", ylabel="gain (points)", xlim=(0, C))
+        axis.set(title=f"CBS+RRS over {base}", ylabel="gain (points)", xlim=(0, len(order)))
         right = axis.twinx()
-        right.stairs(runs["CBS+RRS"]["N_c"][order], baseline=None, color="0.45")
+        right.stairs(exports["CBS+RRS"]["N_c"][order], baseline=None, color="0.45")
         right.set(yscale="log", ylabel="training images (grey line)")
-        right.yaxis.set_major_formatter("{x:,.0f}")
-        for bound in bounds:
-            axis.axvline(bound, color="black", linestyle=":")
+        for border in borders:
+            axis.axvline(border, color="black", linestyle=":")
     axes[1].set_xlabel("classes, the most frequent first; dotted borders: many | medium | low shot")
 
 
-def figure4(figure, runs, what, order, bounds, TSNE):
+def figure4(figure, exports, what):
     """Features of six classes of each shot by t-SNE, and the classifiers' weight norms."""
-    figure.suptitle(f"Fig. 4: test features by t-SNE, classifier weights; {what}")
+    from matplotlib import colormaps
+    from sklearn.manifold import TSNE
+
+    figure.suptitle(f"Fig. 4: test features by t-SNE, classifier weights; {what}", size=12)
+    order, borders = by_frequency(exports)
     axes = figure.subplots(2, 2).flat
-    marks = marks_of(order, bounds)
-    rows = "RRS-Only", "CBS-Only", "CBS+RRS+SS"
-    for axis, row in zip(axes, rows, strict=False):
-        labels = runs[row]["labels"]
-        keep = np.concatenate([np.flatnonzero(labels == y)[:50] for y in marks])
+    kinds = ("many", "o", "Purples"), ("medium", "s", "Oranges"), ("low", "^", "Greys")
+    shown = [row for row in ("RRS-Only", "CBS-Only", "CBS+RRS+SS", "CBS+RRS") if row in exports][:3]
+    for axis, row in zip(axes, shown, strict=False):
+        run = exports[row]
+        for_shot = []
+        for classes in np.split(order, borders):
+            for_shot.append(
+                classes[np.linspace(0, len(classes) - 1, min(6, len(classes))).astype(int)]
+            )
+        chosen = np.concatenate(for_shot)
+        keep = np.concatenate([np.flatnonzero(run["labels"] == y)[:50] for y in chosen])
         tsne = TSNE(random_state=0, perplexity=min(30, len(keep) / 4))
-        places = tsne.fit_transform(runs[row]["features"][keep])
-        for y, (shot, marker, colour) in marks.items():
-            how = {"marker": marker, "color": colour, "s": 9, "rasterized": True}
-            label = f"{shot}, class {y}: {runs[row]['N_c'][y]:,} images"
-            axis.scatter(*places[labels[keep] == y].T, label=label, **how)
-        axis.set(title=f"Features, {row}", xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
+        places = tsne.fit_transform(run["features"][keep])
+        for classes, (shot, marker, colours) in zip(for_shot, kinds, strict=True):
+            for y, shade in zip(classes, np.linspace(0.95, 0.45, len(classes)), strict=True):
+                how = {"marker": marker, "color": colormaps[colours](shade), "s": 9}
+                how["label"] = f"{shot} shot, class {y}: {run['N_c'][y]:,} images"
+                axis.scatter(*places[run["labels"][keep] == y].T, rasterized=True, **how)
+        axis.set(title=f"Features, {row}", xticks=[], yticks=[])
+        axes[3].plot(run["weight_norms"][order], color=COLOURS[row], label=row)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    for row in rows:
-        axes[3].plot(runs[row]["weight_norms"][order], color=COLOURS[row], label=row)
-    axes[3].set_title("Weights of the classifier", pad=28)
-    axes[3].set(xlabel="classes, the most frequent first", ylabel="l2 norm of a class's weights")
-    axes[3].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
-
-
-def marks_of(order, bounds):
-    """{class: (shot, marker, colour)} of six classes of each shot, evenly from its order."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    marks = {}
-    for shot, classes in zip(SHOT_COLOURS, np.split(order, bounds), strict=True):
-        marker, dark, light = SHOT_COLOURS[shot]
-        shades = LinearSegmentedColormap.from_list(shot, [dark, light], 6)
-        chosen = np.unique(np.linspace(0, len(classes) - 1, 6).astype(int)) if len(classes) else []
-        marks |= {classes[i]: (shot, marker, shades(n)) for n, i in enumerate(chosen)}
-    return marks
+    axes[3].set(title="Weights of the classifier", xlabel="classes, the most frequent first")
+    axes[3].set_ylabel("l2 norm of a class's weights")
+    axes[3].legend()
 
 
 def main(argv=None):
     args = parse(argv)
+    settings = itertools.product(args.epochs, args.seeds, args.rows)
+    runs = [Run(args, row, seed, epochs) for epochs, seed, row in settings]
+    train_all(args, runs)
+    for epochs in sorted({run.epochs for run in runs}):
+        results = {row: {} for row in args.rows}
+        for run in runs:
+            if run.epochs == epochs:
+                results[run.row][run.seed] = run.accuracies()
+        print(f"\n{args.data}, {args.arch}, {epochs} epochs\n")
+        table(args, results)
     if args.figures:
-        drawing_tools(args)  # what is missing is said now, not after the runs
-        os.makedirs(args.figures, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        train_all(args)
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on")
-    table(args, {seed: {row: result(args, row, seed) for row in args.rows} for seed in args.seeds})
-    other_conditions(args)
-    if args.figures:
-        figures(args, args.figures)
+        figures(args, runs)
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # as an ASCII terminal has no ±
     try:
         main()
-    except (OSError, subprocess.CalledProcessError) as error:
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command continues")
+    except (data.InputError, OSError) as error:
         sys.exit(f"paper.py: {error}")
