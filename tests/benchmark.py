@@ -1,12 +1,14 @@
-"""Speed and memory as ratios, each pair measured turn by turn in one run; needs no data.
+"""Speed as ratios, each pair measured turn by turn in one run; needs no data.
 
-python tests/benchmark.py              # all sections, on the GPU where there is one
-python tests/benchmark.py loading      # one of: samplers loading loop naive evaluation gpu
+python tests/benchmark.py              # all sections, on the GPU if there is one
+python tests/benchmark.py loop         # one of: loading augment loop naive evaluation gpu
 """
 
 import os
 import random
+import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,19 +18,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
+from torchvision.transforms import v2
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 import evaluate
 import train
-from data import LongTailed, load, read_image
-from model import Model, has_bf16
-from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSampler
+from data import CORES, LongTailed, augment, load, read_image
+from model import Model, best_precision
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def clock():
@@ -52,183 +54,86 @@ def row(what, value, goal=""):
     print(f"  {what:<86}{value:>12}  {goal}", flush=True)
 
 
-def jpegs(folder, n, classes=8):
-    """n JPEG files of ImageNet's size with a photograph's smoothness, and their labels."""
-    rng, paths = np.random.default_rng(0), []
-    for i in range(n):
-        small = Image.fromarray(rng.integers(0, 255, (47, 63, 3), dtype=np.uint8)).resize(
-            (500, 375), Image.BICUBIC
-        )
-        noise = rng.normal(0, 8, (375, 500, 3))
-        paths.append(f"{folder}/{i}.jpg")
-        Image.fromarray(np.clip(np.asarray(small) + noise, 0, 255).astype(np.uint8)).save(
-            paths[-1], quality=90
-        )
-    return paths, np.sort(np.arange(n) % classes)
-
-
 def parse(*flags):
-    """train.py's settings by its flags."""
-    args = train.parse([str(flag) for flag in flags])
-    args.precision = "bfloat16" if args.amp and has_bf16(DEVICE) else "float32"
-    return args
+    return train.parse([*map(str, flags), "--out", tempfile.mkdtemp() + "/run"])
 
 
-def photographs(folder, labels, size):
-    """The training split of a dataset of lists over `folder`'s JPEG files, as train.py reads it."""
-    for split in ("train", "val", "test"):
-        Path(folder, f"bench_{split}.txt").write_text(
-            "".join(f"{i}.jpg {y}\n" for i, y in enumerate(labels))
-        )
-    return load("bench", folder, size)["train"]
+def jpegs(folder, n):
+    """n JPEG files of ImageNet's size that compress like photographs, 0.jpg, 1.jpg, ..."""
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        small = Image.fromarray(rng.integers(0, 255, (47, 63, 3), dtype=np.uint8))
+        smooth = np.asarray(small.resize((500, 375), Image.BICUBIC))
+        image = np.clip(smooth + rng.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(f"{folder}/{i}.jpg", quality=90)
+
+
+def write_lists(folder, files, train, others):
+    """Lists of dataset `bench` with 8 classes, over and over the same files."""
+    for split, n in ("train", train), ("val", others), ("test", others):
+        lines = [f"{i % files}.jpg {i % 8}\n" for i in range(n)]
+        Path(folder, f"bench_{split}.txt").write_text("".join(lines))
 
 
 class Photos(Dataset):
-    """The plain pipeline: Pillow, v1 transforms, float."""
+    """The plain pipeline: Pillow, v1 transforms, float, as in [19]."""
 
     def __init__(self, paths, labels, size):
-        self.paths, self.labels = paths, labels
-        self.transform = v1.Compose(
-            [
-                v1.RandomResizedCrop(size),
-                v1.RandomHorizontalFlip(),
-                v1.ColorJitter(0.4, 0.4, 0.4, 0),
-                v1.ToTensor(),
-                v1.Normalize(MEAN, STD),
-            ]
-        )
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, i):
-        with open(self.paths[i], "rb") as file:
-            return self.transform(Image.open(file).convert("RGB")), self.labels[i]
-
-
-class ListShuffling:
-    """Class-aware sampling one index at a time, from shuffled lists per class."""
-
-    def __init__(self, labels, Z):
-        self.Z, self.lists, self.at = (
-            Z,
-            [np.flatnonzero(labels == c).tolist() for c in range(labels.max() + 1)],
-            {},
-        )
-        self.order = list(range(len(self.lists)))
-
-    def __iter__(self):
-        while True:
-            random.shuffle(self.order)
-            for c in self.order:
-                for _ in range(self.Z):
-                    at = self.at[c] = (self.at.get(c, -1) + 1) % len(self.lists[c])
-                    if at == 0:
-                        random.shuffle(self.lists[c])
-                    yield self.lists[c][at]
-
-
-def samplers():
-    print("Samplers, S = 128, Z = 4, C = 1000")
-    seconds = {}
-    for N in (10**5, 10**6, 10**7):
-        labels = np.repeat(np.arange(1000), N // 1000)
-        before = resident()
-        start = time.perf_counter()
-        joint = JointBatchSampler(
-            ClassBalancedSampler(labels, 128, 4), RegularRandomSampler(N, 128)
-        )
-        batches = iter(joint)
-        next(batches)  # the index is built, and the epoch's permutation drawn
-        built = time.perf_counter() - start
-        memory = (resident() - before) / N
-        draw = turns(20, batches=lambda: [next(batches) for _ in range(30)])  # noqa: B023
-        seconds[N] = draw["batches"] / 30
-    for N in (10**7, 10**6):
-        ratio = seconds[N] / seconds[10**5]
-        row(
-            f"time of a batch [B_CBS; B_RRS] of {N:,} images over that of 100,000",
-            f"{ratio:.2f}",
-            "1.20",
-        )
-    row("milliseconds for it", f"{1000 * seconds[10**7]:.2f}")
-    row("seconds to build from 10^7 labels, with the first permutation", f"{built:.2f}", "under 5")
-    row("bytes per image in both, 10^7 images", f"{memory:.0f}", "at most 100")
-    labels = np.repeat(np.arange(1000), 1000)
-    ours = iter(ClassBalancedSampler(labels, 128))
-    naive = iter(ListShuffling(labels, 4))
-    weights = torch.ones(len(labels), dtype=torch.double)
-    n = 128 * 500
-    t = turns(
-        5,
-        ours=lambda: [next(ours) for _ in range(500)],
-        naive=lambda: [next(naive) for _ in range(n)],
-        weighted=lambda: list(WeightedRandomSampler(weights, n)),
-    )
-    row("CBS indices/s", f"{n / t['ours']:,.0f}")
-    row("... over a shuffling iterator per class", f"{t['naive'] / t['ours']:.2f}")
-    row(
-        "... over WeightedRandomSampler (10^6 images, 500 batches at once)",
-        f"{t['weighted'] / t['ours']:.2f}",
-    )
-
-
-def resident(pid="self"):
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def private(pid):
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
-
-
-class Names(Dataset):
-    """Touches a path an item, and decodes nothing."""
-
-    def __init__(self, paths):
         self.paths = paths
+        self.labels = labels
+        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+        steps = [v1.RandomResizedCrop(size), v1.RandomHorizontalFlip()]
+        steps += [v1.ColorJitter(0.4, 0.4, 0.4, 0), v1.ToTensor(), v1.Normalize(mean, std)]
+        self.transform = v1.Compose(steps)
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, i):
-        return len(self.paths[i])
+        return self.transform(Image.open(self.paths[i]).convert("RGB")), self.labels[i]
 
 
+# ------------------------------------------------------------------------------ loading
 def loading(folder):
-    print("Loading JPEGs of 500 x 375, one core, to 224 pixels")
+    print("Loading JPEG files of 500 x 375 to 224 pixels, one core")
     torch.set_num_threads(1)
-    paths, labels = jpegs(folder, 64)
-    plain, ours = Photos(paths, labels, 224), photographs(folder, labels, 224)
+    jpegs(folder, 64)
+    write_lists(folder, 64, 64, 8)
+    paths = [f"{folder}/{i}.jpg" for i in range(64)]
+    plain, ours = Photos(paths, [0] * 64, 224), load("bench", folder)["train"]
+    flip_and_jitter = v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4)])
     t = turns(
         7,
-        plain=lambda: torch.utils.data.default_collate([plain[i] for i in range(64)]),
-        ours=lambda: torch.utils.data.default_collate([ours[i] for i in range(64)]),
-        decode=lambda: [read_image(p) for p in paths],
-        pillow=lambda: [Image.open(p).convert("RGB") for p in paths],
+        ours=lambda: [ours[i] for i in range(64)],
+        jitter=lambda: [flip_and_jitter(ours[i][0]) for i in range(64)],
+        plain=lambda: [plain[i] for i in range(64)],
+        decode=lambda: [read_image(path) for path in paths],
+        pillow=lambda: [np.asarray(Image.open(path).convert("RGB")) for path in paths],
     )
-    row("images/s a core: training transform with colour jitter", f"{64 / t['ours']:.0f}")
-    row(
-        "... over the plain pipeline (Pillow, v1 transforms, float)",
-        f"{t['plain'] / t['ours']:.2f}",
-        "1.8",
-    )
-    row("... over decoding alone (the floor)", f"{t['decode'] / t['ours']:.2f}")
-    row("decoding alone over Pillow's", f"{t['pillow'] / t['decode']:.2f}")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    names = [f"train/n{i:08}/n{i:08}_{i}.JPEG" for i in range(10**6)]
-    for what, index in (("a NumPy array, as here", np.array(names)), ("a list of str", names)):
-        batches = iter(DataLoader(Names(index), batch_size=1000, num_workers=2))
-        seen = [private(w.pid) for _ in batches for w in batches._workers if w.is_alive()]
-        row(
-            f"MiB private to a worker that read 10^6 paths once, paths in {what}",
-            f"{max(seen):.0f}",
-        )
+    row("decode and crop, images/s", f"{64 / t['ours']:.0f}")
+    row("... over the same with flip and jitter of each image", f"{t['jitter'] / t['ours']:.2f}")
+    row("... over the plain pipeline (Pillow, float)", f"{t['plain'] / t['ours']:.2f}")
+    row("decoding over Pillow's", f"{t['pillow'] / t['decode']:.2f}")
+    torch.set_num_threads(CORES)
 
 
+def augmenting():
+    print(f"Flip and jitter of 256 images, {DEVICE.type}" + (", one core" if not CUDA else ""))
+    torch.set_num_threads(1)
+    each = v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4)])
+    for size in 32, 224:
+        B = torch.randint(256, (256, 3, size, size), dtype=torch.uint8)
+        on_device = B.to(DEVICE)
+        t = turns(5, ours=lambda: augment(on_device), each=lambda: [each(x) for x in B])  # noqa: B023
+        row(f"{size} pixels, microseconds an image", f"{t['ours'] / 256 * 1e6:.0f}")
+        row("... over torchvision's of each image on the CPU", f"{t['each'] / t['ours']:.2f}")
+    torch.set_num_threads(CORES)
+
+
+# ------------------------------------------------------------------------------ training
 def bare(args, n, C):
     """Forward, backward and SGD step of the settings' network on n images in memory."""
-    model, optimizer, _ = train.build(args, C, 1000, DEVICE, None)
+    model, optimizer, _ = train.build(args, C, 1000, DEVICE)
     optimizer.param_groups[0]["lr"] = 0.01
     images = torch.randint(256, (n, 3, args.size, args.size), dtype=torch.uint8).to(DEVICE)
     targets = torch.randint(C, (n,)).to(DEVICE)
@@ -248,10 +153,11 @@ def against(args, sets, other, block):
     spent = []
     mark = 0.0
     line = train.Progress.line
+    stdout = sys.stdout
 
-    def interleaved(progress, epoch, m, losses):
+    def interleaved(progress, m):
         nonlocal mark
-        line(progress, epoch, m, losses)
+        line(progress, m)
         if m % block == 0:
             middle = clock()
             for _ in range(block):
@@ -260,130 +166,118 @@ def against(args, sets, other, block):
             spent.append(((middle - mark) / block, (end - middle) / block))
             mark = clock()
 
-    load_data = train.load
-    stdout = sys.stdout
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-        args.out = f"{folder}/run"
-        train.load = lambda *how: sets
+    with open(os.devnull, "w") as nowhere:
+        train.load = lambda *_: sets
         train.Progress.line = interleaved
         sys.stdout = nowhere
         try:
             train.train(args, DEVICE)
         finally:
-            train.load = load_data
+            train.load = load
             train.Progress.line = line
             sys.stdout = stdout
-    loop_seconds = statistics.median(ours for ours, _ in spent[1:])
-    return loop_seconds, statistics.median(theirs / ours for ours, theirs in spent[1:])
+    seconds = statistics.median(ours for ours, _ in spent[1:])
+    return seconds, statistics.median(theirs / ours for ours, theirs in spent[1:])
 
 
 def loop():
-    print(f"Whole loop over the bare forward, backward and SGD step, {DEVICE.type}")
+    print(f"The training loop over the bare forward, backward and SGD step, {DEVICE.type}")
     sets = load("glyphs_lt")
-    for split in ("val", "test"):
-        sets[split] = LongTailed(sets[split].images[:128], sets[split].labels[:128], C=62)
+    for split in "val", "test":
+        sets[split] = LongTailed(sets[split].images[:128], sets[split].labels[:128])
     args = parse("--epochs", 3)
     seconds, ratio = against(args, sets, bare(args, 512, 62), 8)
     row("resnet10, 32 pixels, glyphs_lt in memory, images/s through phi", f"{512 / seconds:,.0f}")
     row("... over the bare step", f"{ratio:.3f}", "0.97 on the CPU")
-    if CUDA:
-        images = torch.randint(256, (4096, 3, 224, 224), dtype=torch.uint8)
-        labels = np.arange(4096) % 100
-        splits = {"train": 4096, "val": 512, "test": 512}
-        sets = {split: LongTailed(images[:n], labels[:n]) for split, n in splits.items()}
-        args = parse("--data", "any", "--arch", "resnet50", "--epochs", 2)
-        seconds, ratio = against(args, sets, bare(args, 512, 100), 10)
-        row("resnet50, 224 pixels, data in memory, images/s through phi", f"{512 / seconds:,.0f}")
-        row("... over the bare step", f"{ratio:.3f}", "0.95 on an H200")
 
 
 def naive(folder):
     S = 32
     size = 64
-    print(
-        f"Whole iteration from JPEG files over the naive form, S = {S}, {size} pixels, "
-        f"{DEVICE.type}, no workers"
-    )
-    paths, labels = jpegs(folder, 256)
-    dataset = Photos(paths, labels, size)
-    cbs = iter(DataLoader(dataset, S, sampler=ListShuffling(labels, 4)))
-    rrs = iter(DataLoader(dataset, S, sampler=torch.utils.data.RandomSampler(dataset, True, 10**6)))
-    flags = ["--data", "bench", "--size", size, "--batch-size", S, "--workers", 0, "--epochs", 5]
-    model, optimizer, _ = train.build(parse(*flags), 8, 1000, DEVICE, None)
-    model = model.to(memory_format=torch.contiguous_format)
-    resnet = model.phi.resnet  # the naive form's images are normalised while they are loaded
+    print(f"An iteration from JPEG files, S = {S}, {size} pixels, no workers, {DEVICE.type}")
+    jpegs(folder, 256)
+    write_lists(folder, 256, 256, 8)
+    labels = np.arange(256) % 8
+    dataset = Photos([f"{folder}/{i}.jpg" for i in range(256)], labels, size)
 
-    def naive_iteration():
+    def class_aware():
+        while True:
+            for y in random.sample(range(8), 8):
+                yield from random.sample(np.flatnonzero(labels == y).tolist(), 4)
+
+    cbs = iter(DataLoader(dataset, S, sampler=class_aware()))
+    rrs = iter(DataLoader(dataset, S, sampler=torch.utils.data.RandomSampler(dataset, True, 10**6)))
+    flags = "--data", "bench", "--root", folder, "--size", size, "--batch-size", S, "--workers", 0
+    model, optimizer, _ = train.build(parse(*flags), 8, 1000, DEVICE)
+    model = model.to(memory_format=torch.contiguous_format)
+    resnet = model.phi.resnet  # Photos normalises its images
+
+    def iteration():
         B_CBS, Y_CBS = (x.to(DEVICE) for x in next(cbs))
         B_RRS, Y_RRS = (x.to(DEVICE) for x in next(rrs))
-        both = torch.cat([B_CBS, B_RRS])
         theta = torch.randint(4, (2 * S,))
-        B_theta = torch.stack(
-            [image.rot90(int(k), (1, 2)) for image, k in zip(both, theta, strict=True)]
-        )
-        loss = (
-            0.5 * F.cross_entropy(model.h(resnet(B_CBS)), Y_CBS)
-            + F.cross_entropy(model.h_a(resnet(B_RRS)), Y_RRS)
-            + F.cross_entropy(model.h_s(resnet(B_theta)), theta.to(DEVICE))
-        )
+        pairs = zip(torch.cat([B_CBS, B_RRS]), theta.tolist(), strict=True)
+        B_theta = torch.stack([image.rot90(k, (1, 2)) for image, k in pairs])
+        loss = 0.5 * F.cross_entropy(model.h(resnet(B_CBS)), Y_CBS)
+        loss += F.cross_entropy(model.h_a(resnet(B_RRS)), Y_RRS)
+        loss += F.cross_entropy(model.h_s(resnet(B_theta)), theta.to(DEVICE))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         loss.item()
 
-    sets = {"train": photographs(folder, labels, size)}
-    for split in ("val", "test"):  # in memory, and small
-        sets[split] = LongTailed(torch.zeros(8, 3, size, size, dtype=torch.uint8), np.arange(8))
-    _, ratio = against(parse(*flags, "--no-amp"), sets, naive_iteration, 2)
-    row("this project over the naive form, both in float32", f"{ratio:.2f}")
-    _, ratio = against(parse(*flags), sets, naive_iteration, 2)
-    row("... with bfloat16 autocast where the hardware has it", f"{ratio:.2f}", "1.6 on the CPU")
+    sets = load("bench", folder, size)
+    for precision in "float32", best_precision():
+        args = parse(*flags, "--epochs", 5, "--precision", precision)
+        _, ratio = against(args, sets, iteration, 2)
+        row(f"in {precision}, over Pillow, float images, a pass for each loss", f"{ratio:.2f}")
 
 
 def evaluation():
     print(f"Evaluation over the bare forward pass, {DEVICE.type}")
-    model, n = Model("resnet10", 62, amp=has_bf16(DEVICE)).to(DEVICE), 2048
-    images, labels = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), np.arange(n) % 62
-    dataset = LongTailed(images, labels)
-    resident_images = images.to(DEVICE)
+    n = 2048
+    model = Model("resnet10", 62, precision=best_precision()).to(DEVICE)
+    images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8)
+    dataset = LongTailed(images, np.arange(n) % 62)
+    on_device = images.to(DEVICE)
 
     @torch.inference_mode()
     def forward():
         model.eval()
         for i in range(0, n, 256):
-            model(resident_images[i : i + 256])
+            model(on_device[i : i + 256])
 
     t = turns(40, bare=forward, evaluate=lambda: evaluate.predict(model, dataset))
     row("resnet10, 32 pixels, 2,048 images in memory", f"{t['bare'] / t['evaluate']:.3f}", "0.95")
 
 
-def gpu():
+def gpu(folder):
+    """Images a second as loaded: with SS each goes through phi twice."""
     if not CUDA:
         return print("GPU: none here, left out")
-    from torch.utils.flop_counter import FlopCounterMode
-
-    print(
-        f"Training speed, {torch.cuda.get_device_name()}, bfloat16, "
-        "512 images of 224 pixels an iteration"
-    )
-    a = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
-    peak = 10 * 2 * 8192**3 / turns(9, matmul=lambda: [a @ a for _ in range(10)])["matmul"]
-    row("measured bf16 peak, TFLOP/s", f"{peak / 1e12:.0f}")
-    for arch in ("resnet10", "resnet50"):
-        step = bare(parse("--data", "any", "--arch", arch), 512, 1000)
-        with FlopCounterMode(display=False) as counter:
-            step()
-        seconds = turns(20, step=step)["step"]
-        row(f"{arch}, images/s", f"{512 / seconds:,.0f}")
-        row("... share of that peak", f"{counter.get_total_flops() / seconds / peak:.1%}")
+    print(f"Training at 224 pixels, {torch.cuda.get_device_name()}, {CORES} cores, bfloat16")
+    for arch in "resnet10", "resnet50":
+        seconds = turns(20, step=bare(parse("--data", "bench", "--arch", arch), 512, 1000))["step"]
+        row(f"{arch}: the bare step, loaded images/s", f"{256 / seconds:,.0f}")
+    jpegs(folder, 512)
+    write_lists(folder, 512, 12800, 256)
+    dataset = load("bench", folder)["train"]
+    workers = min(16, CORES)
+    batches = DataLoader(dataset, 256, shuffle=True, num_workers=workers, pin_memory=True)
+    seconds = turns(1, load=lambda: [None for _ in batches])["load"]
+    row("loading alone, images/s", f"{len(dataset) / seconds:,.0f}")
+    command = [sys.executable, ROOT / "train.py", "--data", "bench", "--root", folder]
+    command += ["--epochs", "3", "--out", f"{folder}/run"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    speed = re.findall(r"([\d,]+) images/s", out)[-1]
+    row("resnet10: train.py from JPEG files, loaded images/s", speed, "4,000 on an H200, 16 cores")
 
 
 if __name__ == "__main__":
-    print(
-        f"torch {torch.__version__}, {len(os.sched_getaffinity(0))} CPU cores, "
-        f"{torch.cuda.get_device_name() if CUDA else 'no GPU'}, "
-        f"{'bfloat16' if has_bf16(DEVICE) else 'float32'}"
-    )
-    for section in sys.argv[1:] or ["samplers", "loading", "loop", "naive", "evaluation", "gpu"]:
+    name = torch.cuda.get_device_name() if CUDA else "no GPU"
+    print(f"torch {torch.__version__}, {CORES} CPU cores, {name}, {best_precision()}")
+    sections = {"loading": loading, "augment": augmenting, "loop": loop, "naive": naive}
+    sections |= {"evaluation": evaluation, "gpu": gpu}
+    for section in sys.argv[1:] or sections:
         with tempfile.TemporaryDirectory() as folder:
-            globals()[section](*[folder] * (section in ("loading", "naive")))
+            sections[section](*[folder] * (section in ("loading", "naive", "gpu")))

@@ -38,7 +38,7 @@ ROWS = {  # Tables 1, 3, 4 and 5: the flags of train.py
     "ftRRS+CBS": "--lambdas 1 0 0 --init {RRS}",
     "1:1": "--lambdas 1 1 0",
     "1:0.5": "--lambdas 1 0.5 0",
-    "Rotation": "--lambdas 0.5 1 0 --rotation-augmentation",
+    "Rotation": "--rotation-augmentation",
 }
 PAPER = {  # Tables 1 to 5: many, medium, low, overall
     ("imagenet_lt", "resnet10"): {

@@ -1,5 +1,6 @@
-"""tests/paper.py: tables of real runs of a second each, killed, gone on with, and kept apart."""
+"""tests/paper.py: a table of real runs of a second each, killed and continued, and kept apart."""
 
+import itertools
 import subprocess
 import sys
 import time
@@ -9,100 +10,72 @@ import paper
 import pytest
 from conftest import ROOT, tiny_flags, write_lists
 
-ROWS = ["RRS-Only", "ftRRS+CBS"]
+
+def command(root, *argv):
+    """A table of two rows with one seed each, below tmp_path/runs."""
+    flags = tiny_flags(root, epochs=1, workers=1)
+    rows = ["--rows", "RRS-Only", "ftRRS+CBS", "--seeds", "0", "--out", "runs"]
+    return [sys.executable, ROOT / "tests/paper.py", *rows, *flags, *argv]
 
 
-def command(root, *argv, rows=ROWS, **extra):
-    flags = tiny_flags(root, epochs=1, workers=1, **extra)
-    return [sys.executable, ROOT / "tests/paper.py", "--rows", *rows, "--seeds", "0", *flags, *argv]
-
-
-def finished(argv, folder):
-    return subprocess.run([str(x) for x in argv], cwd=folder, capture_output=True, text=True)
-
-
-def test_a_table_is_killed_gone_on_with_and_refused_for_other_settings(
-    tmp_path, script, monkeypatch, capsys
-):
+def test_a_table_is_killed_and_continued_and_never_mixes_settings(tmp_path, script):
     root = write_lists(tmp_path / "set")
-    argv = command(root, "--out", "my runs")
-    process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    first = tmp_path / "my runs/RRS-Only-seed0"
+    process = subprocess.Popen(command(root), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    first = tmp_path / "runs/tiny-resnet10-RRS-Only-1epochs-seed0"
     while not (first / "test.csv").exists():
         time.sleep(0.05)
     process.kill()
     process.wait()
     before = (first / "last.pt").stat().st_mtime_ns
-    done = finished(argv, tmp_path)
+    done = subprocess.run(command(root), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (first / "last.pt").stat().st_mtime_ns == before  # not trained again
-    lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()]
-    for row in ROWS:
-        code, out, _ = script("evaluate", f"my runs/{row}-seed0/last.pt", "--workers", 0)
-        assert code == 0
-        printed = next(line for line in lines if line[0] == row)
-        assert printed[4] == out.split()[-1] and printed[1] == "–"  # no class of many shots
-
-    monkeypatch.chdir(tmp_path)
-    for workers, said in (1, ""), (2, "RRS-Only, seed 0, had workers 1, threads 1\n"):
-        flags = ["--out", "my runs", "--rows", "RRS-Only", "--seeds", "0", "--workers", workers]
-        paper.other_conditions(paper.parse([str(x) for x in flags]))
-        assert capsys.readouterr().out == said
-
-    refused = finished([*argv, "--lr", "0.5"], tmp_path)
-    assert refused.returncode == 1 and "RRS-Only, seed 0: " in refused.stderr
-    assert "lr 0.5 differs" in refused.stderr and "|" not in refused.stdout
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()]
+    for name in "RRS-Only", "ftRRS+CBS":
+        run = f"runs/tiny-resnet10-{name}-1epochs-seed0/last.pt"
+        _, out, _ = script("evaluate.py", run, "--workers", 0)
+        row = next(row for row in rows if row[0] == name)
+        assert out.startswith(name) and row[4] == out.split()[-1]
+        assert row[1] == "–"  # no class has many shots
+    other = command(root, "--weight-decay", "0.5")
+    done = subprocess.run(other, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "|" not in done.stdout
+    assert "last.pt was trained with weight_decay 0.0005; choose another --out" in done.stderr
 
 
-def test_each_run_has_one_thread_and_one_worker_whatever_the_jobs(monkeypatch, tmp_path):
+def test_every_row_and_seed_is_a_run_of_the_papers_flags(monkeypatch, tmp_path):
+    """Each in a process with one thread; ftRRS+CBS begins when its RRS-Only has ended."""
     started = []
 
-    def popen(command, env, **how):
-        started.append((command, env["OMP_NUM_THREADS"]))
+    def finished(command, env, **how):
+        started.append(command)
+        assert env["OMP_NUM_THREADS"] == "1"
+        return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(paper.subprocess, "Popen", popen)
-    for jobs in ("1", "2"):
-        args = paper.parse(["--jobs", jobs, "--out", str(tmp_path / "runs"), "--Z", "2"])
-        for row in paper.ROWS:
-            paper.start(args, row, 5)
-    for command, threads in started:
-        assert threads == "1" and command[command.index("--workers") + 1] == "1"
-        assert "--resume" in command and command[command.index("--seed") + 1] == "5"
-        assert ("--Z" in command) == (command[-3:] != ["0", "1", "0"])  # RRS-Only has no Z
-    assert len(started) == 2 * len(paper.ROWS)
-
-
-def test_a_run_that_was_killed_is_said_to_be(monkeypatch, tmp_path):
-    kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    monkeypatch.setattr(paper, "start", lambda *_: subprocess.Popen(kill))
-    args = paper.parse(["--rows", "CBS-Only", "--seeds", "4", "--out", str(tmp_path)])
-    (tmp_path / "CBS-Only-seed4.log").write_text("  1/5  3.6\n")
-    with pytest.raises(SystemExit, match="^CBS-Only, seed 4: ended by signal 9; the same command"):
-        paper.train_all(args)
-
-
-def test_an_output_that_cannot_be_made_is_one_line(tmp_path):
-    (tmp_path / "file").touch()
-    argv = command(tmp_path, "--out", "file", rows=["RRS-Only"])
-    done = finished(argv, tmp_path)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("paper.py: ")
-    assert "'file'" in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.setattr(paper.subprocess, "run", finished)
+    monkeypatch.setattr(paper.data, "load", lambda *_: None)
+    flags = ["--jobs", "3", "--seeds", "4", "5", "--epochs", "1", "2", "--out", str(tmp_path)]
+    args = paper.parse(flags)
+    settings = list(itertools.product(args.epochs, args.seeds, args.rows))
+    runs = [paper.Run(args, row, seed, epochs) for epochs, seed, row in settings]
+    paper.train_all(args, runs)
+    assert len(started) == len({run.folder for run in runs}) == 4 * len(paper.ROWS) == 32
+    for run in runs:
+        (argv,) = [c for c in started if c[-1] == str(run.folder)]
+        assert argv[argv.index("--seed") + 1] == str(run.seed)
+        assert " ".join(paper.ROWS[run.row].split()[:4]) in " ".join(argv)
+        if run.row == "ftRRS+CBS":
+            source = argv[argv.index("--init") + 1].removesuffix("/last.pt")
+            assert source == str(run.folder).replace("ftRRS+CBS", "RRS-Only")
+            ends = [c[-1] for c in started]
+            assert ends.index(source) < ends.index(str(run.folder))
 
 
-@pytest.mark.parametrize(
-    "flags", [["--lambdas", "1", "0", "0"], ["--seed", "3"], ["--init=x.pt"], ["--resume"]]
-)
-def test_flags_that_the_rows_set_are_refused(flags, capsys):
-    with pytest.raises(SystemExit):
-        paper.parse(flags)
-    assert f"{flags[0].partition('=')[0]} is set by the rows and seeds" in capsys.readouterr().err
-
-
-def test_ftrrs_cbs_needs_rrs_only_and_seeds_count_once(capsys):
-    with pytest.raises(SystemExit):
-        paper.parse(["--rows", "ftRRS+CBS"])
-    assert "name that row, too" in capsys.readouterr().err
-    assert paper.parse(["--seeds", "1", "0", "1"]).seeds == [1, 0]
+def test_a_failed_run_is_one_line(tmp_path):
+    argv = command(tmp_path / "nosuch")
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"paper.py: {tmp_path}/nosuch has 0 files tiny_train.txt")
 
 
 SAME = dict.fromkeys(paper.SHOTS, 1.0)
@@ -115,46 +88,36 @@ GOOD = {
 
 
 def printed(capsys, results, *flags):
-    seeds = [str(seed) for seed in results]
-    args = paper.parse(["--rows", *results[0], "--seeds", *seeds, *flags])
-    paper.table(args, results)
+    """The table of `results` {seed: {row: accuracies}}."""
+    args = paper.parse(["--rows", *GOOD, "--seeds", *map(str, results), *flags])
+    paper.table(args, {row: {seed: x[row] for seed, x in results.items()} for row in GOOD})
     return capsys.readouterr().out
 
 
-def verdicts(out):
-    said = [line.removeprefix("- ") for line in out.splitlines() if line.startswith("- ")]
-    return {line.partition(": ")[0]: line.partition(": ")[2] for line in said}
-
-
-def test_verdicts_and_gains_are_those_worked_out_by_hand(capsys):
-    out = printed(capsys, {0: GOOD, 1: GOOD})
-    assert verdicts(out)["not here"] == "none" and "a tie" not in verdicts(out)
-    worse = GOOD | {"CBS+RRS+SS": SAME | {"Overall": 1.4}, "RRS-Only": SAME | {"Low": 1.0}}
+def test_gains_and_whether_they_hold_are_those_worked_out_by_hand(capsys):
+    worse = GOOD | {"CBS+RRS+SS": SAME | {"Overall": 1.4}}
     out = printed(capsys, {0: GOOD, 1: worse})
-    assert "SS adds to CBS+RRS" in verdicts(out)["on average only"]
-    assert "RRS-Only above CBS-Only on many shot" in verdicts(out)["on average only"]
     # gains of SS: 1 and -0.6, mean 0.2, standard deviation 1.131, standard error 0.8
-    assert "| SS over CBS+RRS | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.2 ± 0.8 |" in out
-    assert "1.4 / 1.0 / 0.0 / 1.0" in out  # Table 1: 52.4 - 51.0, 39.5 - 38.5, ...
-    out = printed(capsys, {0: worse, 1: worse})
-    assert "RRS-Only above CBS-Only on many shot" in verdicts(out)["a tie"]
-    assert "SS adds to CBS+RRS" in verdicts(out)["not here"]
-    empty = {row: GOOD[row] | {"Many": np.nan} for row in GOOD}
-    assert "many shot" not in printed(capsys, {0: empty, 1: empty})
+    assert "| CBS+RRS+SS over CBS+RRS | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.2 ± 0.8 |" in out
+    assert "0.2 ± 0.8 | on average | 1.4 / 1.0 / 0.0 / 1.0 |" in out  # Table 1: 52.4 - 51.0, ...
+    assert "| CBS+RRS over the better baseline | −8.0 ± 0.0 |" in out
+    assert "1.0 ± 0.0 | on every seed | −2.4 / 7.0 / 2.4 / 8.5 |" in out
+    assert "−0.6 | no |" in printed(capsys, {0: worse})
+    assert "1.0 ± 0.0 | 1.0 ± 0.0 | 1.0 ± 0.0 | 2.2 ± 1.1 |\n" in out  # 3 and 1.4
 
 
-def test_the_papers_figures_stand_beside_its_own_dataset_and_network_alone(capsys):
-    out = printed(capsys, {0: GOOD}, "--data", "Places_LT", "--arch", "resnet50")
-    assert "| RRS-Only | 9.0 | 1.0 | 0.0 | 1.0 | 39.1 / 12.0 / 0.3 / 19.3 |" in out
-    for flags in ([], ["--data", "places_lt"], ["--data", "imagenet_lt", "--arch", "resnet18"]):
-        out = printed(capsys, {0: GOOD}, *flags)
-        assert "| RRS-Only | 9.0 | 1.0 | 0.0 | 1.0 |\n" in out and "Paper |\n" not in out
-    assert paper.PAPER["imagenet_lt", "resnet10"]["ftRRS+CBS"] == (48.3, 35.2, 16.4, 37.6)
-    assert paper.PAPER["places_lt", "resnet152"]["CBS+RRS+SS"] == (42.5, 40.6, 32.6, 39.6)
-    assert paper.PAPER["imagenet_lt", "resnet50"]["CBS-Only"] == (51.1, 38.2, 16.7, 40.1)
+@pytest.mark.parametrize("data, arch", paper.PAPER)
+def test_the_papers_figures_stand_beside_its_own_dataset_and_network(capsys, data, arch):
+    out = printed(capsys, {0: GOOD}, "--data", data, "--arch", arch)
+    theirs = " / ".join(map(str, paper.PAPER[data, arch]["CBS+RRS"]))
+    assert f"| CBS+RRS | 1.0 | 1.0 | 1.0 | 2.0 | {theirs} |" in out
+    assert "| CBS+RRS | 1.0 | 1.0 | 1.0 | 2.0 |\n" in printed(capsys, {0: GOOD}, "--data", "other")
 
 
-def test_figures_are_refused_in_one_line_where_matplotlib_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit, match="^--figures: matplotlib is missing"):
-        paper.main(["--figures", str(tmp_path)])  # before anything is trained
+def test_the_papers_own_tables():
+    rows = {x: paper.PAPER[x] for x in paper.PAPER}
+    assert rows["imagenet_lt", "resnet10"]["ftRRS+CBS"] == (48.3, 35.2, 16.4, 37.6)
+    assert rows["places_lt", "resnet152"]["CBS+RRS+SS"] == (42.5, 40.6, 32.6, 39.6)
+    assert rows["imagenet_lt", "resnet50"]["CBS-Only"] == (51.1, 38.2, 16.7, 40.1)
+    assert rows["places_lt", "resnet50"]["Rotation"] == (35.3, 28.2, 11.4, 27.2)
+    assert np.array([x for table in rows.values() for x in table.values()]).shape == (24, 4)
