@@ -41,13 +41,13 @@ def load(name, root="data", size=None, splits=SPLITS):
     default; always 32 for glyphs_lt and CIFAR.
     """
     source, _, imbalance = name.partition("_lt")
-    in_memory = source in ("glyphs", "cifar10", "cifar100")
+    in_memory = name == "glyphs_lt" or source in ("cifar10", "cifar100")
     if in_memory and size not in (None, 32):
         raise InputError(f"{name} has images of 32 pixels, not of {size}")
     size = size or (32 if in_memory else 224)
     crop = v2.RandomResizedCrop(size)
     centre = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
-    if source == "glyphs":
+    if name == "glyphs_lt":
         parts = {split: glyphs_lt(split) for split in splits}
         transforms = {"train": None, "val": None, "test": None}
     elif in_memory:
@@ -58,14 +58,14 @@ def load(name, root="data", size=None, splits=SPLITS):
         transforms = {"train": crop, "val": centre, "test": centre}
     sets = {split: LongTailed(*parts[split], transforms[split], root) for split in splits}
     if "train" in sets:
-        sets["train"].augmented = source != "glyphs"  # glyphs already vary at random
+        sets["train"].augmented = name != "glyphs_lt"  # glyphs already vary at random
         check(name, sets)
     return sets
 
 
 def check(name, sets):
-    """Raises InputError for a class without a training image. Warns if val or test images are also
-    training images."""
+    """Raises InputError for a class without a training image, in any split. Warns if val or test
+    images are also training images."""
     train = sets["train"]
     if not train.N_c.all():
         raise InputError(f"{name}: class {train.N_c.argmin()} has no training image")
@@ -84,7 +84,7 @@ class LongTailed(Dataset):
 
     images: uint8 [N, 3, H, W], or an array of N paths relative to `root`. labels: int [N].
     N_c: images per class. augmented: whether training passes its batches through `augment`.
-    fingerprint: a checksum of the labels and the images; for a list, of its paths alone.
+    checksum: of the labels and the images; for a list, of the labels and the paths.
     """
 
     def __init__(self, images, labels, transform=None, root=""):
@@ -94,7 +94,7 @@ class LongTailed(Dataset):
         self.transform = transform
         self.augmented = False
         self.root = root
-        self.fingerprint = zlib.crc32(np.asarray(images).tobytes() + self.labels.tobytes())
+        self.checksum = zlib.crc32(np.asarray(images).tobytes() + self.labels.tobytes())
 
     def __len__(self):
         return len(self.labels)
@@ -134,10 +134,11 @@ def read_image(path):
     try:
         with open(path, "rb") as file:
             data = file.read()
-        # torchvision decodes JPEG faster, but here it ignores orientation tags, so a file that may
-        # have one goes to Pillow. Later versions of torchvision may lack decode_jpeg.
+        # torchvision decodes JPEG files faster than Pillow. Pillow decodes the files that may have
+        # an orientation tag, which decode_jpeg ignores, and all others. So a torchvision without
+        # decode_jpeg, which is deprecated, does no harm.
         if b"Exif" not in data and b"tiff:Orientation" not in data:
-            with contextlib.suppress(Exception):  # Pillow says what is wrong with the file
+            with contextlib.suppress(Exception):
                 buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 return torchvision.io.decode_jpeg(buffer, torchvision.io.ImageReadMode.RGB)
         image = Image.open(io.BytesIO(data))
@@ -227,7 +228,7 @@ def cifar_lt(name, imbalance, root):
     y = np.array(train.targets)
     C = len(train.classes)
     N_max = len(y) // C
-    N_c = (N_max * (1 / imbalance) ** (np.arange(C) / (C - 1))).astype(int)  # the field's rule
+    N_c = (N_max * (1 / imbalance) ** (np.arange(C) / (C - 1))).astype(int)  # the usual rule
     rng = np.random.default_rng(0)
     drawn = []
     held_out = []

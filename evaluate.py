@@ -57,13 +57,13 @@ def predict(model, dataset, workers=0, rank=0, world=1):
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
     mine = range(rank, len(dataset), world)
-    features = [torch.empty(0, 512, device=device)]
+    features = [torch.empty(0, 512, device=device)]  # for a split without images
     for images, _ in loader(dataset, workers, sampler=mine, batch_size=256):
         features.append(model.phi(images.to(device, non_blocking=True)))
     features = torch.cat(features)
     logits = model.h(features)
     if not logits.isfinite().all():
-        raise InputError("the model's logits are not finite; try a lower --lr")
+        raise InputError("the model's logits are not finite")
     predictions = torch.zeros(len(dataset), dtype=torch.long, device=device)
     predictions[rank::world] = logits.argmax(1)
     if world > 1:
@@ -137,8 +137,8 @@ def main(argv=None):
     root = settings["root"] if args.root is None else args.root
     dataset = load(settings["data"], root, settings["size"], [args.split])[args.split]
     look_up_images(dataset)
-    if dataset.fingerprint != checkpoint["lists"][args.split]:
-        print(f"warning: {settings['data']} in {root}: not the {args.split} split of the run")
+    if dataset.checksum != checkpoint["checksums"][args.split]:
+        print(f"warning: {settings['data']} in {root}: not the run's {args.split} split")
     model = Model(
         settings["arch"],
         len(N_c),

@@ -42,28 +42,28 @@ from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSample
 
 
 # ------------------------------------------------------------------------------ Algorithm 1
-def train(args, device, rank=0, world=1):  # noqa: C901 (long, but without a detour)
+def train(args, device, rank=0, world=1):  # noqa: C901 (long, but in one piece)
     """Run Algorithm 1 from scratch, or from the last completed epoch, as process `rank` of `world`.
 
-    args: what `parse` returns. Returns the model. Raises InputError.
+    args: what `parse` returns. Raises InputError.
     """
-    sets = load_sets(args)
+    sets = load_sets(args, world)
     N_c = sets["train"].N_c
     C = len(N_c)
     batches = make_batches(args, sets["train"], rank, world)
     M = args.epochs * len(batches)
     model, optimizer, schedule = build(args, C, M, device)
-    lists = {split: dataset.fingerprint for split, dataset in sets.items()}
-    if from_first(lists) != lists:
-        raise InputError(f"{args.root}: not the lists of the first process")
-    if args.resume:
-        method, record = resume(args, lists, model, optimizer, schedule)
+    checksums = {split: dataset.checksum for split, dataset in sets.items()}
+    if from_first(checksums) != checksums:
+        raise InputError(f"{args.data} in {args.root} is not the dataset of the first process")
+    if args.resume is None:
+        method, record = start(args, checksums, model), []
     else:
-        method, record = start(args, lists, model), []
-    if world > 1 and device.type == "cuda":  # on CPUs each process has its own BatchNorm statistics
-        SyncBatchNorm.convert_sync_batchnorm(model)  # in place
-    run = {"settings": vars(args), "method": method, "lists": lists, "N_c": N_c.tolist()}
-    if rank == 0 and not args.resume:
+        method, record = resume(args, checksums, model, optimizer, schedule)
+    if world > 1 and device.type == "cuda":  # SyncBatchNorm needs CUDA
+        SyncBatchNorm.convert_sync_batchnorm(model)  # in place; the parameters stay the same
+    run = {"settings": vars(args), "method": method, "checksums": checksums, "N_c": N_c.tolist()}
+    if rank == 0 and args.resume is None:
         os.makedirs(args.out)  # only now, so that a failed start leaves no folder
         save(args.out, run, record, model, optimizer, schedule)
     print(f"{method}: {C} classes, {N_c.sum():,} images; output: {args.out}")
@@ -71,16 +71,16 @@ def train(args, device, rank=0, world=1):  # noqa: C901 (long, but without a det
 
     phi, h, h_a, h_s = model.phi, model.h, model.h_a, model.h_s
     lambda_1, lambda_2, lambda_3 = args.lambdas
-    # Images of B_CBS and of B_RRS on this process. A batch whose loss has weight 0 is left empty
-    # and its loss is 0, so Eq. 2 needs no special cases.
+    # Images of B_CBS and of B_RRS on this process. A batch whose loss has weight 0 is empty, and
+    # its loss is then 0.
     S = args.batch_size // world
     S_CBS = S if lambda_1 else 0
     S_RRS = S if lambda_2 else 0
     progress = Progress(len(record) * len(batches), M, (S_CBS + S_RRS) * world)
 
     for epoch in range(len(record), args.epochs):
-        # Reseed each epoch, so that a resumed run draws the same angles, flips and colours, and
-        # with as many workers the same crops.
+        # Reseed each epoch, so that a resumed run draws the same angles, flips and colours. The
+        # crops are the same too if there are as many workers.
         seed = np.random.SeedSequence([args.seed, epoch, rank]).generate_state(1)
         torch.manual_seed(int(seed[0]))
         batches.batch_sampler.set_epoch(epoch)
@@ -95,7 +95,7 @@ def train(args, device, rank=0, world=1):  # noqa: C901 (long, but without a det
             if sets["train"].augmented:
                 B = augment(B)
             if lambda_3 or args.rotation_augmentation:
-                # Sec. 3.3: each image is turned by a random angle, in quarter turns.
+                # Sec. 3.3: each image is rotated by 0, 90, 180 or 270 degrees, at random.
                 theta = torch.randint(4, (len(B),), device=device)
                 B_theta = rotate(B, theta)  # line 9
             else:
@@ -120,7 +120,7 @@ def train(args, device, rank=0, world=1):  # noqa: C901 (long, but without a det
             optimizer.zero_grad()
             L_Final.backward()
             if world > 1:
-                average_gradients(model)
+                average_gradients(model, world)
             optimizer.step()  # line 12
             schedule.step()  # the cosine of Sec. 4.4
             losses["l_CBS"].add(each_CBS, Y_CBS)
@@ -145,7 +145,6 @@ def train(args, device, rank=0, world=1):  # noqa: C901 (long, but without a det
     if rank == 0:
         write_test(f"{args.out}/test.csv", sets["test"].labels, predictions, N_c)
     print(f"saved last.pt, record.csv and test.csv in {args.out}")
-    return model
 
 
 def rotate(B, theta):
@@ -162,15 +161,16 @@ def cross_entropy(logits, Y):
 
 
 # ------------------------------------------------------------------------------ before the loop
-def load_sets(args):
-    """The splits. The first process of a machine loads them first, because it may download them."""
-    local_rank = int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
-    if local_rank > 0:
+def load_sets(args, world):
+    """The splits. The first process of each machine loads them before the others, because it may
+    have to download them. Raises InputError if an image is missing."""
+    waits = world > 1 and os.environ["LOCAL_RANK"] != "0"
+    if waits:
         dist.barrier()
     sets = load(args.data, args.root, args.size)
-    look_up_images(*sets.values())
-    if local_rank == 0 and dist.is_initialized():
+    if world > 1 and not waits:
         dist.barrier()
+    look_up_images(*sets.values())
     return sets
 
 
@@ -191,28 +191,26 @@ def build(args, C, M, device):
     model = Model(
         args.arch,
         C,
-        tied=not args.lambdas[0],  # RRS-Only predicts by its one classifier
-        pretrained=args.pretrained,
+        tied=not args.lambdas[0],  # RRS-Only has one classifier, and it predicts
+        pretrained=args.pretrained and args.resume is None,  # a checkpoint has its own weights
         small_stem=args.small_stem,
         precision=args.precision,
     )
     model.to(device)
 
-    # Layers built with ImageNet weights use lr_pretrained, even if --init overwrites them. The
-    # 512-d layer uses the full lr (our choice; [19] uses the small one).
-    new = []
-    pretrained = []
-    for name, p in model.named_parameters():
-        is_new = name.startswith(("phi.resnet.fc.", "h.", "h_a.", "h_s."))
-        (new if is_new or not args.pretrained else pretrained).append(p)
-    groups = [{"params": new}, {"params": pretrained, "lr": args.lr_pretrained}]
+    # The 512-d layer is new, too: it learns at the full lr (our choice; [19]: at the small one).
+    is_new = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
+    new = [p for name, p in model.named_parameters() if name.startswith(is_new)]
+    others = [p for name, p in model.named_parameters() if not name.startswith(is_new)]
+    lr_others = args.lr_pretrained if args.pretrained else args.lr
+    groups = [{"params": new}, {"params": others, "lr": lr_others}]
     optimizer = torch.optim.SGD(
         groups, args.lr, args.momentum, weight_decay=args.weight_decay, fused=True
     )
     return model, optimizer, CosineAnnealingLR(optimizer, M)
 
 
-def start(args, lists, model):
+def start(args, checksums, model):
     """Load phi from --init, if given (Table 3). lr and epochs are not changed for fine-tuning (our
     choice). Returns the paper's name for the method, including any pre-training stage."""
     name = name_of_tasks(args.lambdas, args.rotation_augmentation)
@@ -222,18 +220,18 @@ def start(args, lists, model):
     phi = {k.removeprefix("phi."): v for k, v in source["model"].items() if k.startswith("phi.")}
     model.phi.load_state_dict(phi)
     finished = len(source["record"]) == source["settings"]["epochs"]
-    same_list = source["lists"]["train"] == lists["train"]
-    if name == "CBS-Only" and source["method"] == "RRS-Only" and finished and same_list:
+    same_data = source["checksums"]["train"] == checksums["train"]
+    if name == "CBS-Only" and source["method"] == "RRS-Only" and finished and same_data:
         return "ftRRS+CBS"
     return f"{name} from {describe_run(source)}"
 
 
-def resume(args, lists, model, optimizer, schedule):
-    """Load the state of the run. Returns its method and record. Raises InputError if its lists
-    were others."""
+def resume(args, checksums, model, optimizer, schedule):
+    """Load the state of the run. Returns its method and record. Raises InputError if the dataset
+    has changed."""
     checkpoint = from_first(load_checkpoint(f"{args.resume}/last.pt"))
-    if lists != checkpoint["lists"]:
-        raise InputError(f"{args.data} in {args.root}: not the lists that {args.resume} began with")
+    if checksums != checkpoint["checksums"]:
+        raise InputError(f"{args.data} in {args.root} is not the dataset of {args.resume}")
     model.load_state_dict(checkpoint["model"])
     optimizer.load_state_dict(checkpoint["optimizer"])
     schedule.load_state_dict(checkpoint["schedule"])
@@ -241,7 +239,7 @@ def resume(args, lists, model, optimizer, schedule):
 
 
 def from_first(x):
-    """The first process's x: all train with its settings, its checkpoint and its lists."""
+    """The first process's x. All processes use its settings and its checkpoint."""
     x = [x]
     if dist.is_initialized():
         dist.broadcast_object_list(x)
@@ -249,21 +247,17 @@ def from_first(x):
 
 
 # ------------------------------------------------------------------------------ in the loop
-def average_gradients(model):
+def average_gradients(model, world):
     """Replace each gradient by its mean over the processes. This is the gradient of the whole
     batch, because the processes' shares of the batch are equal."""
-    gradients = [p.grad for p in model.parameters()]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    means = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    for p in model.parameters():
+        dist.all_reduce(p.grad)
+        p.grad /= world
 
 
 class Losses:
-    """One task's mean loss over an epoch, in all and by label. The sums are kept on the device.
-    labels: how many there are."""
+    """One task's mean loss over an epoch, over all images and by label. labels: their number.
+    The sums stay on the device, so that an iteration does not wait for it."""
 
     def __init__(self, labels, device):
         self.sums = torch.zeros(2, labels, device=device)  # of losses, and the number of images
@@ -274,7 +268,7 @@ class Losses:
 
     def mean(self):
         loss, images = self.sums.sum(1)
-        return (loss / images).item()  # NaN without images
+        return (loss / images).item()
 
     def by_label(self):
         loss, images = self.sums
@@ -284,12 +278,12 @@ class Losses:
 def record_row(epoch, m, losses, lambdas, world):
     """A row of record.csv: the epoch's mean losses, also by class (Fig. 2). NaN for a task with
     weight 0 and for a class that was never drawn."""
-    if world > 1:
-        for task in losses.values():
+    row = {"epoch": epoch + 1, "iteration": m, "L_Final": 0.0}
+    for (name, task), weight in zip(losses.items(), lambdas, strict=True):
+        if world > 1:
             dist.all_reduce(task.sums)
-    means = {name: task.mean() for name, task in losses.items()}
-    L_Final = sum(w * l for w, l in zip(lambdas, means.values(), strict=True) if w)
-    row = {"epoch": epoch + 1, "iteration": m, "L_Final": L_Final} | means
+        row[name] = task.mean() if weight else math.nan
+        row["L_Final"] += weight * row[name] if weight else 0.0
     for name in "l_CBS", "l_RRS":
         row |= {f"{name}_{y}": loss for y, loss in enumerate(losses[name].by_label())}
     return row
@@ -312,9 +306,10 @@ class Progress:
         return f"  {self.images / seconds:,.0f} images/s, {left} left"
 
     def line(self, m):
-        wait, end = (1, "\033[K\r") if sys.stdout.isatty() else (60, "\n")
-        if time.perf_counter() > self.shown + wait:
+        terminal = sys.stdout.isatty()
+        if time.perf_counter() > self.shown + (1 if terminal else 60):
             self.shown = time.perf_counter()
+            end = "\033[K\r" if terminal else "\n"
             print(f"iteration {m:,} of {self.M:,}{self.speed(m)}", end=end, flush=True)
 
     def row(self, m, row):
@@ -327,8 +322,9 @@ class Progress:
 def save(out, run, record, model, optimizer, schedule):
     """Write record.csv, and last.pt with everything needed to resume."""
     with open(f"{out}/record.csv", "w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerows([record[0], *(row.values() for row in record)] if record else [])
+        rows = csv.DictWriter(file, record[0] if record else [], lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(record)
     state = {
         "record": record,
         "model": model.state_dict(),
@@ -368,6 +364,8 @@ DEFAULTS = {
     "init": None,
     "resume": None,
     "root": os.path.abspath("data"),
+    "workers": min(16, max(1, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))),
+    "precision": best_precision(),
     "seed": 0,
 }
 RECIPES = {  # what differs from DEFAULTS for a dataset, or for 'dataset arch'
@@ -382,8 +380,8 @@ RECIPES = {  # what differs from DEFAULTS for a dataset, or for 'dataset arch'
 
 
 def parse(argv=None):
-    """The settings, as a Namespace: the defaults, then the recipe, then the flags that are given.
-    With --resume: the run's own settings, then --root and --workers."""
+    """The settings, as a Namespace. Flags that are given come before the recipe, and the recipe
+    before DEFAULTS. With --resume, the settings are the run's own."""
     recipes = [f"{name}: {values}" for name, values in {"Defaults": DEFAULTS, **RECIPES}.items()]
     parser = argparse.ArgumentParser(
         description="Train by Algorithm 1. Each run prints its settings.",
@@ -395,14 +393,14 @@ def parse(argv=None):
     add("--data", type=str.lower, metavar="NAME", help="dataset")
     add("--root", type=os.path.abspath, metavar="DIR", help="dataset folder")
     add("--size", type=int, help="side of an image in pixels")
-    add("--workers", type=int, help="data-loading workers (default: one per core, at most 16)")
+    add("--workers", type=int, help="data-loading workers")
     add("--arch", choices=ARCHS, help="the ResNet in phi")
     add("--pretrained", action=argparse.BooleanOptionalAction, help="start from ImageNet weights")
     add("--small-stem", action="store_true", help="3 x 3 stem without max-pooling")
-    add("--init", metavar="LAST.PT", help="start phi from a finished run's checkpoint (Table 3)")
+    add("--init", metavar="LAST.PT", help="start phi from the checkpoint of a run (Table 3)")
     add("--lambdas", nargs=3, type=float, metavar="L", help="weights of l_CBS, l_RRS, l_SS")
-    add("--rotation-augmentation", action="store_true", help="the row of that name in Table 5")
-    add("--batch-size", type=int, metavar="S", help="S: images in B_CBS, and as many in B_RRS")
+    add("--rotation-augmentation", action="store_true", help="Table 5; sets --lambdas 0.5 1 0")
+    add("--batch-size", type=int, metavar="S", help="S: images in B_CBS, and in B_RRS")
     add("--Z", type=int, help="images per class in B_CBS")
     add("--epochs", type=int, help="epochs of floor(N / S) iterations")
     add("--lr", type=float, help="learning rate at the start of the cosine")
@@ -410,31 +408,32 @@ def parse(argv=None):
     add(
         "--precision",
         choices=["bfloat16", "float32"],
-        help="of phi (default: bfloat16 if the hardware supports it); on CUDA, PyTorch's float32 "
-        "convolutions use TF32",
+        help="of phi; on CUDA, PyTorch's float32 convolutions use TF32",
     )
     add("--seed", type=int, help="random seed")
-    add("--out", metavar="DIR", help="run folder (default: runs/DATA-ARCH-TASKS-LAMBDAS-seedN)")
+    add("--out", metavar="DIR", help="run folder (default: below runs/)")
     add("--resume", metavar="DIR", help="continue this run; takes only --root and --workers")
     given = vars(parser.parse_args(argv))
 
-    processes = int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
-    workers = {"workers": min(16, max(1, CORES // processes))}
     if "resume" in given:
         others = given.keys() - {"resume", "root", "workers"}
         if others:
             parser.error(f"--resume takes only --root and --workers, not {others}")
-        own = load_checkpoint(f"{given['resume']}/last.pt")["settings"]
-        return argparse.Namespace(**own | workers | given | {"out": given["resume"]})
+        settings = load_checkpoint(f"{given['resume']}/last.pt")["settings"]
+        settings["workers"] = DEFAULTS["workers"]  # this machine may have fewer cores
+        settings["out"] = given["resume"]
+        settings.update(given)
+        return argparse.Namespace(**settings)
 
-    settings = DEFAULTS | {"precision": best_precision()} | workers
     data = given.get("data", DEFAULTS["data"])
     arch = given.get("arch", DEFAULTS["arch"])
     dataset = data.rstrip("0123456789")  # without the imbalance of CIFAR
-    settings |= RECIPES.get(dataset, {}) | RECIPES.get(f"{dataset} {arch}", {})
+    settings = DEFAULTS.copy()
+    settings.update(RECIPES.get(dataset, {}))
+    settings.update(RECIPES.get(f"{dataset} {arch}", {}))
     if "rotation_augmentation" in given:
         settings["lambdas"] = [0.5, 1.0, 0.0]
-    settings |= given
+    settings.update(given)
     if not any(settings["lambdas"][:2]):
         parser.error("--lambdas: the first or the second must not be 0")
     tasks = name_of_tasks(settings["lambdas"], settings["rotation_augmentation"])

@@ -114,7 +114,7 @@ def test_a_process_with_other_lists_ends_the_run(tmp_path):
         (tmp_path / f"rank{rank}/set").symlink_to(root)
     flags = tiny_flags("set", out=tmp_path / "run")
     status, _, errs = processes(tmp_path, [flags] * 2, root_in_the_folder)
-    assert status[1] == 1 and "not the lists of the first process" in errs[1]
+    assert status[1] == 1 and "is not the dataset of the first process" in errs[1]
 
 
 def root_in_the_folder():

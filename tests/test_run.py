@@ -186,10 +186,10 @@ def test_other_lists_are_refused_on_resuming_and_said_in_evaluation(
     path = root / f"tiny_{split}.txt"
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     said = refused("train.py", "--resume", run, "--root", root)
-    assert said == f"train.py: tiny in {root}: not the lists that {run} began with"
+    assert said == f"train.py: tiny in {root} is not the dataset of {run}"
     if split != "train":
         status, out, _ = script("evaluate.py", run / "last.pt", "--split", split, "--root", root)
-        assert status == 0 and f"warning: tiny in {root}: not the {split} split of the run" in out
+        assert status == 0 and f"warning: tiny in {root}: not the run's {split} split" in out
 
 
 def test_a_damaged_checkpoint_is_refused_and_no_code_in_it_runs(undisturbed, tmp_path, refused):
