@@ -375,7 +375,7 @@ RECIPES = {  # what differs from DEFAULTS for a dataset, or for 'dataset arch'
     "tinyimagenet_lt": {"size": 64},
     "cifar10_lt": {"epochs": 20, "size": 32},
     "cifar100_lt": {"epochs": 30, "size": 32},
-    "glyphs_lt": {"epochs": 2, "size": 32},
+    "glyphs_lt": {"epochs": 2, "lr": 0.06, "size": 32},
 }
 
 
