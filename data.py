@@ -271,7 +271,8 @@ def image_list(name, root, split):
 
 # ------------------------------------------------------------------------------ python data.py
 def describe(sets):
-    """Print the splits, the shots, and folders whose label differs between splits."""
+    """Print the splits, the shots, and folders whose label differs between splits. Then raises
+    InputError if images are missing."""
     N_c = sets["train"].N_c
     for split, dataset in sets.items():
         n = np.bincount(dataset.labels, minlength=len(N_c))
@@ -285,10 +286,7 @@ def describe(sets):
         for folder, labels in labels_of_folders(sets[split]).items():
             if folder in trained and not labels & trained[folder]:
                 print(f"warning: {folder}: labels {trained[folder]} in train, {labels} in {split}")
-    try:
-        look_up_images(*sets.values())
-    except InputError as error:
-        print(f"warning: {error}")
+    look_up_images(*sets.values())
 
 
 def labels_of_folders(dataset):

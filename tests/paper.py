@@ -300,14 +300,18 @@ def dilemma(figure, runs, what):
     ours = {row: [run.accuracies() for run in runs if run.row == row] for row in COLOURS}
     ours = {row: np.array([[x["Many"], x["Low"]] for x in ours[row]]) for row in COLOURS}
     for axis, points in (left, theirs), (right, ours):
-        ends = [points["CBS-Only"].mean(0), points["RRS-Only"].mean(0)]
-        axis.plot(*np.transpose(ends), "--", color="0.5", label="the dilemma: one or the other")
+        ends = np.array([points["CBS-Only"].mean(0), points["RRS-Only"].mean(0)])
+        axis.plot(*ends.T, "--", color="0.5")
+        how = {"xytext": (-6, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
+        axis.annotate("the dilemma:\none or the other", ends.mean(0), color="0.35", **how)
         for row, x in points.items():
-            y_error, x_error = x.std(0, ddof=1)[::-1] if len(x) > 1 else (0, 0)
-            how = {"color": COLOURS[row], "capsize": 3, "markersize": 8, "label": row}
-            axis.errorbar(*x.mean(0), y_error, x_error, "o", **how)
-        axis.margins(0.15)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+            error = x.std(0, ddof=1) if len(x) > 1 else (0, 0)
+            axis.errorbar(*x.mean(0), error[1], error[0], "o", color=COLOURS[row], capsize=3)
+            side = -1 if row == "RRS-Only" else 1
+            how = {"xytext": (9 * side, 7), "ha": "right" if side < 0 else "left"}
+            how |= {"color": COLOURS[row], "weight": "bold", "textcoords": "offset points"}
+            axis.annotate(row, x.mean(0), **how)
+        axis.margins(0.35, 0.2)
 
 
 def gain(figure, runs, lengths, seeds, what):
