@@ -56,16 +56,19 @@ def load(name, root="data", size=None, splits=SPLITS):
     else:
         parts = {split: image_list(name, root, split) for split in splits}
         transforms = {"train": crop, "val": centre, "test": centre}
-    sets = {split: LongTailed(*parts[split], transforms[split], root) for split in splits}
+    sets = {}
+    for split in splits:
+        images, labels = parts[split]
+        augmented = split == "train" and name != "glyphs_lt"  # glyphs already vary at random
+        sets[split] = LongTailed(images, labels, transforms[split], augmented, root)
     if "train" in sets:
-        sets["train"].augmented = name != "glyphs_lt"  # glyphs already vary at random
         check(name, sets)
     return sets
 
 
 def check(name, sets):
-    """Raises InputError for a class without a training image, in any split. Warns if val or test
-    images are also training images."""
+    """Raises InputError if a split has a class without training images. Warns if val or test images
+    are also training images."""
     train = sets["train"]
     if not train.N_c.all():
         raise InputError(f"{name}: class {train.N_c.argmin()} has no training image")
@@ -87,12 +90,12 @@ class LongTailed(Dataset):
     checksum: of the labels and the images; for a list, of the labels and the paths.
     """
 
-    def __init__(self, images, labels, transform=None, root=""):
+    def __init__(self, images, labels, transform=None, augmented=False, root=""):
         self.images = images
         self.labels = np.array(labels, dtype=np.int64)
         self.N_c = np.bincount(self.labels)
         self.transform = transform
-        self.augmented = False
+        self.augmented = augmented
         self.root = root
         self.checksum = zlib.crc32(np.asarray(images).tobytes() + self.labels.tobytes())
 
@@ -134,9 +137,8 @@ def read_image(path):
     try:
         with open(path, "rb") as file:
             data = file.read()
-        # torchvision decodes JPEG files faster than Pillow. Pillow decodes the files that may have
-        # an orientation tag, which decode_jpeg ignores, and all others. So a torchvision without
-        # decode_jpeg, which is deprecated, does no harm.
+        # torchvision decodes JPEG files faster than Pillow, but it ignores an orientation tag. If
+        # decode_jpeg, which is deprecated, fails or does not exist, Pillow decodes the file.
         if b"Exif" not in data and b"tiff:Orientation" not in data:
             with contextlib.suppress(Exception):
                 buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -248,7 +250,7 @@ def cifar_lt(name, imbalance, root):
 
 def image_list(name, root, split):
     """Paths and labels of the list ROOT/NAME_SPLIT.txt. Letter case does not matter: [19] has
-    ImageNet_LT_train.txt. Raises InputError, with the line if the list has a bad one."""
+    ImageNet_LT_train.txt. Raises InputError; the message names a bad line."""
     file = f"{name}_{split}.txt"
     files = os.listdir(root) if os.path.isdir(root) else []
     found = [f for f in files if f.lower() == file.lower()]
@@ -300,8 +302,8 @@ def labels_of_folders(dataset):
 def make(args):
     """Sec. 4.1: draw disjoint lists ROOT/NAME_{train,val,test}.txt from ROOT/CLASS/*. The training
     list has class counts by `pareto`; val and test are balanced. The largest folders get the
-    largest counts; folders of equal size are ordered at random. A label is the rank of the folder's
-    name."""
+    largest counts; folders of equal size are ordered at random. Labels number the folders in
+    alphabetical order."""
     folders = torchvision.datasets.ImageFolder(args.root)
     paths = np.array([os.path.relpath(path, args.root) for path, _ in folders.samples])
     size = np.bincount(folders.targets)

@@ -31,8 +31,8 @@ def class_accuracy(labels, predictions, C):
 
 def shot_accuracy(labels, predictions, N_c):
     """Sec. 4.2, in percent. "Many", "Medium" and "Low" are means of the shot's class accuracies.
-    "Overall" is the accuracy over all images; Sec. 4.2 has it over all classes, which is the same
-    if the split is balanced. NaN if there are no images. N_c: training images per class, int [C].
+    "Overall" is over all images. Sec. 4.2 averages over classes, which is the same if the split is
+    balanced. NaN if there are no images. N_c: training images per class, int [C].
     """
     accuracy = class_accuracy(labels, predictions, len(N_c))
     row = {}
@@ -48,8 +48,8 @@ def predict(model, dataset, workers=0, rank=0, world=1):
     """Predictions for a split, int [N], and features, float [N, 512] on the model's device.
 
     Processes share the work and use rank 0's BatchNorm statistics. Each gets all predictions, but
-    only its own features. Leaves the model in eval mode. Raises InputError if a logit is not
-    finite.
+    only the features of its own images. Leaves the model in eval mode. Raises InputError if a logit
+    is not finite.
     """
     model.eval()
     device = model.h.weight.device

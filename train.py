@@ -45,7 +45,7 @@ from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSample
 def train(args, device, rank=0, world=1):  # noqa: C901 (long, but in one piece)
     """Run Algorithm 1 from scratch, or from the last completed epoch, as process `rank` of `world`.
 
-    args: what `parse` returns. Raises InputError.
+    args: what `parse` returns. Raises InputError, and ValueError for a batch that can't be drawn.
     """
     sets = load_sets(args, world)
     N_c = sets["train"].N_c
@@ -54,10 +54,11 @@ def train(args, device, rank=0, world=1):  # noqa: C901 (long, but in one piece)
     M = args.epochs * len(batches)
     model, optimizer, schedule = build(args, C, M, device)
     checksums = {split: dataset.checksum for split, dataset in sets.items()}
-    if from_first(checksums) != checksums:
+    if from_first(lambda: checksums) != checksums:
         raise InputError(f"{args.data} in {args.root} is not the dataset of the first process")
     if args.resume is None:
-        method, record = start(args, checksums, model), []
+        method = start(args, checksums, model)
+        record = []
     else:
         method, record = resume(args, checksums, model, optimizer, schedule)
     if world > 1 and device.type == "cuda":  # SyncBatchNorm needs CUDA
@@ -79,8 +80,8 @@ def train(args, device, rank=0, world=1):  # noqa: C901 (long, but in one piece)
     progress = Progress(len(record) * len(batches), M, (S_CBS + S_RRS) * world)
 
     for epoch in range(len(record), args.epochs):
-        # Reseed each epoch, so that a resumed run draws the same angles, flips and colours. The
-        # crops are the same too if there are as many workers.
+        # Reseed each epoch, so that a resumed run with as many workers draws the same crops, flips,
+        # colours and angles.
         seed = np.random.SeedSequence([args.seed, epoch, rank]).generate_state(1)
         torch.manual_seed(int(seed[0]))
         batches.batch_sampler.set_epoch(epoch)
@@ -101,7 +102,7 @@ def train(args, device, rank=0, world=1):  # noqa: C901 (long, but in one piece)
             else:
                 theta, B_theta = Y[:0], B[:0]  # empty
 
-            # Algorithm 1 prints three passes through phi. Sec. 3.4 concatenates B_CBS and B_RRS.
+            # Algorithm 1 shows three passes through phi. Sec. 3.4 concatenates B_CBS and B_RRS.
             # Our choice: one pass over all three, so BatchNorm's statistics cover all of them.
             f = phi(torch.cat([B, B_theta]))
             f_CBS, f_RRS, f_theta = f.split([S_CBS, S_RRS, len(B_theta)])
@@ -198,7 +199,8 @@ def build(args, C, M, device):
     )
     model.to(device)
 
-    # The 512-d layer is new, too: it learns at the full lr (our choice; [19]: at the small one).
+    # The layers without ImageNet weights. Our choice: the 512-d layer, too, learns at the full lr.
+    # In [19] it learns at the small one.
     is_new = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
     new = [p for name, p in model.named_parameters() if name.startswith(is_new)]
     others = [p for name, p in model.named_parameters() if not name.startswith(is_new)]
@@ -216,7 +218,7 @@ def start(args, checksums, model):
     name = name_of_tasks(args.lambdas, args.rotation_augmentation)
     if args.init is None:
         return name
-    source = from_first(load_checkpoint(args.init))
+    source = from_first(load_checkpoint, args.init)
     phi = {k.removeprefix("phi."): v for k, v in source["model"].items() if k.startswith("phi.")}
     model.phi.load_state_dict(phi)
     finished = len(source["record"]) == source["settings"]["epochs"]
@@ -229,7 +231,7 @@ def start(args, checksums, model):
 def resume(args, checksums, model, optimizer, schedule):
     """Load the state of the run. Returns its method and record. Raises InputError if the dataset
     has changed."""
-    checkpoint = from_first(load_checkpoint(f"{args.resume}/last.pt"))
+    checkpoint = from_first(load_checkpoint, f"{args.resume}/last.pt")
     if checksums != checkpoint["checksums"]:
         raise InputError(f"{args.data} in {args.root} is not the dataset of {args.resume}")
     model.load_state_dict(checkpoint["model"])
@@ -238,12 +240,13 @@ def resume(args, checksums, model, optimizer, schedule):
     return checkpoint["method"], checkpoint["record"]
 
 
-def from_first(x):
-    """The first process's x. All processes use its settings and its checkpoint."""
-    x = [x]
-    if dist.is_initialized():
-        dist.broadcast_object_list(x)
-    return x[0]
+def from_first(function, *args):
+    """function(*args), computed by the first process and sent to the others."""
+    if not dist.is_initialized():
+        return function(*args)
+    result = [function(*args) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(result)
+    return result[0]
 
 
 # ------------------------------------------------------------------------------ in the loop
@@ -256,23 +259,23 @@ def average_gradients(model, world):
 
 
 class Losses:
-    """One task's mean loss over an epoch, over all images and by label. labels: their number.
-    The sums stay on the device, so that an iteration does not wait for it."""
+    """One task's mean loss over an epoch, over all images and by label. labels: their number. The
+    sums stay on the device, so that an iteration does not wait for it."""
 
     def __init__(self, labels, device):
-        self.sums = torch.zeros(2, labels, device=device)  # of losses, and the number of images
+        self.loss = torch.zeros(labels, device=device)
+        self.images = torch.zeros(labels, device=device)
 
     def add(self, each, Y):
         """each: the loss of each image. Y: its label: a class, or an angle for l_SS."""
-        self.sums.index_add_(1, Y, torch.stack([each, torch.ones_like(each)]))
+        self.loss.index_add_(0, Y, each)
+        self.images.index_add_(0, Y, torch.ones_like(each))
 
     def mean(self):
-        loss, images = self.sums.sum(1)
-        return (loss / images).item()
+        return (self.loss.sum() / self.images.sum()).item()
 
     def by_label(self):
-        loss, images = self.sums
-        return (loss / images).tolist()
+        return (self.loss / self.images).tolist()
 
 
 def record_row(epoch, m, losses, lambdas, world):
@@ -281,7 +284,8 @@ def record_row(epoch, m, losses, lambdas, world):
     row = {"epoch": epoch + 1, "iteration": m, "L_Final": 0.0}
     for (name, task), weight in zip(losses.items(), lambdas, strict=True):
         if world > 1:
-            dist.all_reduce(task.sums)
+            dist.all_reduce(task.loss)
+            dist.all_reduce(task.images)
         row[name] = task.mean() if weight else math.nan
         row["L_Final"] += weight * row[name] if weight else 0.0
     for name in "l_CBS", "l_RRS":
@@ -332,8 +336,8 @@ def save(out, run, record, model, optimizer, schedule):
         "schedule": schedule.state_dict(),
     }
     torch.save(run | state, f"{out}/last.pt.tmp")
-    # If the run is killed, last.pt is the old or the new checkpoint. record.csv may be ahead or cut
-    # short; the resumed run rewrites it.
+    # If the run is killed, last.pt is the old or the new checkpoint. record.csv may be newer or
+    # incomplete; the resumed run writes it again.
     os.replace(f"{out}/last.pt.tmp", f"{out}/last.pt")
 
 
@@ -380,8 +384,8 @@ RECIPES = {  # what differs from DEFAULTS for a dataset, or for 'dataset arch'
 
 
 def parse(argv=None):
-    """The settings, as a Namespace. Flags that are given come before the recipe, and the recipe
-    before DEFAULTS. With --resume, the settings are the run's own."""
+    """The settings, as a Namespace. A flag overrides the recipe, and the recipe overrides DEFAULTS.
+    With --resume, the settings are the run's own."""
     recipes = [f"{name}: {values}" for name, values in {"Defaults": DEFAULTS, **RECIPES}.items()]
     parser = argparse.ArgumentParser(
         description="Train by Algorithm 1. Each run prints its settings.",
@@ -455,18 +459,17 @@ def name_of_tasks(lambdas, rotation_augmentation):
 
 
 def main(argv=None):
-    args = parse(argv)
-    device = torch.device("cpu")
-    rank, world = 0, 1
     torchrun = dist.is_torchelastic_launched()
+    device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if torchrun else 0)
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
+    rank, world = 0, 1
     if torchrun:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         rank, world = dist.get_rank(), dist.get_world_size()
-        args = from_first(args)
+    args = from_first(parse, argv)
     if rank > 0:  # only the first process prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
