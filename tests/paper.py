@@ -246,6 +246,12 @@ COLOURS = {  # Okabe and Ito's, which colour-blind readers can tell apart
     "CBS+RRS": "#009E73",
     "CBS+RRS+SS": "#00503A",
 }
+OFFSETS = {  # of the names beside the points of dilemma.svg
+    "RRS-Only": ((0, -10), "center", "top"),
+    "CBS-Only": ((10, 8), "left", "bottom"),
+    "CBS+RRS": ((-10, 0), "right", "center"),
+    "CBS+RRS+SS": ((0, 12), "center", "bottom"),
+}
 NAMES = {
     "imagenet_lt": "ImageNet-LT",
     "places_lt": "Places-LT",
@@ -261,7 +267,7 @@ def figures(args, runs):
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams |= {"svg.hashsalt": "paper", "svg.fonttype": "none", "axes.titlesize": 11}
+    matplotlib.rcParams |= {"svg.hashsalt": "paper", "svg.fonttype": "none", "axes.titlesize": 10}
     import matplotlib.pyplot as plt
 
     os.makedirs(args.figures, exist_ok=True)
@@ -301,16 +307,17 @@ def dilemma(figure, runs, what):
     ours = {row: np.array([[x["Many"], x["Low"]] for x in ours[row]]) for row in COLOURS}
     for axis, points in (left, theirs), (right, ours):
         ends = np.array([points["CBS-Only"].mean(0), points["RRS-Only"].mean(0)])
-        axis.plot(*ends.T, "--", color="0.5")
-        how = {"xytext": (-6, -6), "textcoords": "offset points", "ha": "right", "va": "top"}
-        axis.annotate("the dilemma:\none or the other", ends.mean(0), color="0.35", **how)
+        axis.plot(*ends.T, "--", color="0.5", zorder=0)
+        right, up = ends[1] - ends[0]
+        how = {"rotation": np.degrees(np.arctan2(up, right)), "transform_rotates_text": True}
+        how |= {"ha": "center", "va": "top", "rotation_mode": "anchor", "color": "0.35"}
+        axis.text(*ends.mean(0), "the dilemma: one or the other", **how)
         for row, x in points.items():
             error = x.std(0, ddof=1) if len(x) > 1 else (0, 0)
             axis.errorbar(*x.mean(0), error[1], error[0], "o", color=COLOURS[row], capsize=3)
-            side = -1 if row == "RRS-Only" else 1
-            how = {"xytext": (9 * side, 7), "ha": "right" if side < 0 else "left"}
-            how |= {"color": COLOURS[row], "weight": "bold", "textcoords": "offset points"}
-            axis.annotate(row, x.mean(0), **how)
+            offset, ha, va = OFFSETS[row]
+            how = {"xytext": offset, "textcoords": "offset points", "ha": ha, "va": va}
+            axis.annotate(row, x.mean(0), color=COLOURS[row], weight="bold", **how)
         axis.margins(0.35, 0.2)
 
 
