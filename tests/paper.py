@@ -197,7 +197,7 @@ def cell(values, spread):
     """Mean and spread over the seeds; a dash for an empty shot."""
     if np.isnan(values).all():
         return "–"
-    text = f"{np.mean(values):.1f}" + (f" ± {spread:.1f}" if len(values) > 1 else "")
+    text = f"{np.mean(values):.1f}" + (f"±{spread:.1f}" if len(values) > 1 else "")
     return text.replace("-", "−")
 
 
