@@ -1,11 +1,10 @@
 """Speed as ratios, each pair measured turn by turn in one run; needs no data.
 
 python tests/benchmark.py              # all sections, on the GPU if there is one
-python tests/benchmark.py loop         # one of: loading augment loop naive evaluation gpu
+python tests/benchmark.py loop         # one of: loading augment loop evaluation gpu
 """
 
 import os
-import random
 import re
 import statistics
 import subprocess
@@ -191,48 +190,6 @@ def loop():
     row("... over the bare step", f"{ratio:.3f}", "0.97 on the CPU")
 
 
-def naive(folder):
-    S = 32
-    size = 64
-    print(f"An iteration from JPEG files, S = {S}, {size} pixels, no workers, {DEVICE.type}")
-    jpegs(folder, 256)
-    write_lists(folder, 256, 256, 8)
-    labels = np.arange(256) % 8
-    dataset = Photos([f"{folder}/{i}.jpg" for i in range(256)], labels, size)
-
-    def class_aware():
-        while True:
-            for y in random.sample(range(8), 8):
-                yield from random.sample(np.flatnonzero(labels == y).tolist(), 4)
-
-    cbs = iter(DataLoader(dataset, S, sampler=class_aware()))
-    rrs = iter(DataLoader(dataset, S, sampler=torch.utils.data.RandomSampler(dataset, True, 10**6)))
-    flags = "--data", "bench", "--root", folder, "--size", size, "--batch-size", S, "--workers", 0
-    model, optimizer, _ = train.build(parse(*flags), 8, 1000, DEVICE)
-    model = model.to(memory_format=torch.contiguous_format)
-    resnet = model.phi.resnet  # Photos normalises its images
-
-    def iteration():
-        B_CBS, Y_CBS = (x.to(DEVICE) for x in next(cbs))
-        B_RRS, Y_RRS = (x.to(DEVICE) for x in next(rrs))
-        theta = torch.randint(4, (2 * S,))
-        pairs = zip(torch.cat([B_CBS, B_RRS]), theta.tolist(), strict=True)
-        B_theta = torch.stack([image.rot90(k, (1, 2)) for image, k in pairs])
-        loss = 0.5 * F.cross_entropy(model.h(resnet(B_CBS)), Y_CBS)
-        loss += F.cross_entropy(model.h_a(resnet(B_RRS)), Y_RRS)
-        loss += F.cross_entropy(model.h_s(resnet(B_theta)), theta.to(DEVICE))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
-
-    sets = load("bench", folder, size)
-    for precision in "float32", best_precision():
-        args = parse(*flags, "--epochs", 5, "--precision", precision)
-        _, ratio = against(args, sets, iteration, 2)
-        row(f"in {precision}, over Pillow, float images, a pass for each loss", f"{ratio:.2f}")
-
-
 def evaluation():
     print(f"Evaluation over the bare forward pass, {DEVICE.type}")
     n = 2048
@@ -276,8 +233,8 @@ def gpu(folder):
 if __name__ == "__main__":
     name = torch.cuda.get_device_name() if CUDA else "no GPU"
     print(f"torch {torch.__version__}, {CORES} CPU cores, {name}, {best_precision()}")
-    sections = {"loading": loading, "augment": augmenting, "loop": loop, "naive": naive}
+    sections = {"loading": loading, "augment": augmenting, "loop": loop}
     sections |= {"evaluation": evaluation, "gpu": gpu}
     for section in sys.argv[1:] or sections:
         with tempfile.TemporaryDirectory() as folder:
-            sections[section](*[folder] * (section in ("loading", "naive", "gpu")))
+            sections[section](*[folder] * (section in ("loading", "gpu")))
