@@ -412,7 +412,7 @@ def figure4(figure, exports, what):
 
     figure.suptitle(f"Fig. 4: test features by t-SNE, classifier weights; {what}", size=12)
     order, borders = by_frequency(exports)
-    axes = figure.subplots(2, 2).flat
+    axes = figure.subplots(2, 2).ravel()
     kinds = ("many", "o", "Purples"), ("medium", "s", "Oranges"), ("low", "^", "Greys")
     shown = [row for row in ("RRS-Only", "CBS-Only", "CBS+RRS+SS", "CBS+RRS") if row in exports][:3]
     for axis, row in zip(axes, shown, strict=False):
