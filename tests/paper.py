@@ -285,7 +285,7 @@ def figures(args, runs):
         shortest = [run for run in runs if run.epochs == lengths[0]]
         draw("dilemma.svg", (9, 4.3), dilemma, shortest, what)
     if len(lengths) > 1:
-        draw("gain.svg", (9, 4), gain, runs, lengths, args.seeds, what)
+        draw("gain.svg", (9, 3.6), gain, runs, lengths, args.seeds, what)
     if {"RRS-Only", "CBS-Only", "CBS+RRS"} <= set(args.rows):
         exports = {row: export(run) for row, run in first.items() if row in COLOURS}
         what += f", seed {args.seeds[0]}"
