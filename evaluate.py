@@ -129,7 +129,7 @@ def main(argv=None):
     add("--split", choices=["val", "test"], default="test", help="split to evaluate")
     add("--export", metavar="FILE.npz", help="save predictions, features and weight norms")
     add("--root", metavar="DIR", help="dataset folder, if it has moved since training")
-    add("--workers", type=int, default=min(16, CORES), help="loading processes")
+    add("--workers", type=int, default=min(16, CORES), help="data-loading workers")
     args = parser.parse_args(argv)
     checkpoint = load_checkpoint(args.checkpoint)
     settings = checkpoint["settings"]

@@ -443,10 +443,9 @@ def parse(argv=None):
     tasks = name_of_tasks(settings["lambdas"], settings["rotation_augmentation"])
     tasks += "-init" if settings["init"] else ""
     weights = "_".join(f"{weight:g}" for weight in settings["lambdas"])
-    out = f"runs/{data}-{arch}-{tasks}-{weights}-seed{settings['seed']}"
-    settings.setdefault("out", out)
-    if os.path.exists(settings["out"]):
-        out = settings["out"]
+    default = f"runs/{data}-{arch}-{tasks}-{weights}-seed{settings['seed']}"
+    out = settings.setdefault("out", default)
+    if os.path.exists(out):
         parser.error(f"{out} exists: continue it with --resume {out}, or choose --out")
     return argparse.Namespace(**settings)
 

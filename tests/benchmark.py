@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
@@ -74,24 +74,6 @@ def write_lists(folder, files, train, others):
         Path(folder, f"bench_{split}.txt").write_text("".join(lines))
 
 
-class Photos(Dataset):
-    """The plain pipeline: Pillow, v1 transforms, float, as in [19]."""
-
-    def __init__(self, paths, labels, size):
-        self.paths = paths
-        self.labels = labels
-        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-        steps = [v1.RandomResizedCrop(size), v1.RandomHorizontalFlip()]
-        steps += [v1.ColorJitter(0.4, 0.4, 0.4, 0), v1.ToTensor(), v1.Normalize(mean, std)]
-        self.transform = v1.Compose(steps)
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, i):
-        return self.transform(Image.open(self.paths[i]).convert("RGB")), self.labels[i]
-
-
 # ------------------------------------------------------------------------------ loading
 def loading(folder):
     print("Loading JPEG files of 500 x 375 to 224 pixels, one core")
@@ -99,13 +81,17 @@ def loading(folder):
     jpegs(folder, 64)
     write_lists(folder, 64, 64, 8)
     paths = [f"{folder}/{i}.jpg" for i in range(64)]
-    plain, ours = Photos(paths, [0] * 64, 224), load("bench", folder)["train"]
+    ours = load("bench", folder)["train"]
+    plain = v1.Compose(  # Pillow, v1 transforms, float, as in [19]
+        [v1.RandomResizedCrop(224), v1.RandomHorizontalFlip(), v1.ColorJitter(0.4, 0.4, 0.4)]
+        + [v1.ToTensor(), v1.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+    )
     flip_and_jitter = v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4)])
     t = turns(
         7,
         ours=lambda: [ours[i] for i in range(64)],
         jitter=lambda: [flip_and_jitter(ours[i][0]) for i in range(64)],
-        plain=lambda: [plain[i] for i in range(64)],
+        plain=lambda: [plain(Image.open(path).convert("RGB")) for path in paths],
         decode=lambda: [read_image(path) for path in paths],
         pillow=lambda: [np.asarray(Image.open(path).convert("RGB")) for path in paths],
     )

@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
+GPU = os.environ.get("CUDA_VISIBLE_DEVICES", "0")  # for test_cuda.py
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
 os.environ["OMP_NUM_THREADS"] = "1"
 

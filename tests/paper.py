@@ -193,6 +193,11 @@ def train_all(args, runs):
 
 
 # ------------------------------------------------------------------------------ the tables
+def deviation(x):
+    """Standard deviation over the seeds, the first axis; 0 for one seed."""
+    return np.std(x, axis=0, ddof=1) if len(x) > 1 else np.zeros(np.shape(x)[1:])
+
+
 def cell(values, spread):
     """Mean and spread over the seeds; a dash for an empty shot."""
     if np.isnan(values).all():
@@ -208,7 +213,7 @@ def table(args, results):
     print("|---|" + "---:|" * (4 + bool(paper)))
     for row in args.rows:
         values = [[results[row][seed][shot] for seed in args.seeds] for shot in SHOTS]
-        cells = [cell(x, np.std(x, ddof=1) if len(x) > 1 else 0) for x in values]
+        cells = [cell(x, deviation(x)) for x in values]
         cells += [" / ".join(map(str, paper.get(row, [])))] if paper else []
         print("|", " | ".join([row, *cells]), "|")
     print(f"\nTest accuracy in percent; mean ± standard deviation; seeds: {args.seeds}.\n")
@@ -219,10 +224,7 @@ def table(args, results):
     for text, row, others, shot in COMPARISONS:
         if {row, *others} <= set(args.rows):
             gained = {shot: gains(results, row, others, shot, args.seeds) for shot in SHOTS}
-            errors = [
-                np.std(x, ddof=1) / len(x) ** 0.5 if len(x) > 1 else 0 for x in gained.values()
-            ]
-            cells = [cell(x, error) for x, error in zip(gained.values(), errors, strict=True)]
+            cells = [cell(x, deviation(x) / len(x) ** 0.5) for x in gained.values()]
             average = "on average" if np.mean(gained[shot]) > 0 else "no"
             cells.append("on every seed" if min(gained[shot]) > 0 else average)
             theirs = [imagenet[row][i] - max(imagenet[o][i] for o in others) for i in range(4)]
@@ -313,8 +315,7 @@ def dilemma(figure, runs, what):
         how |= {"ha": "center", "va": "top", "rotation_mode": "anchor", "color": "0.35"}
         axis.text(*ends.mean(0), "the dilemma: one or the other", **how)
         for row, x in points.items():
-            error = x.std(0, ddof=1) if len(x) > 1 else (0, 0)
-            axis.errorbar(*x.mean(0), error[1], error[0], "o", color=COLOURS[row], capsize=3)
+            axis.errorbar(*x.mean(0), *deviation(x)[::-1], "o", color=COLOURS[row], capsize=3)
             offset, ha, va = OFFSETS[row]
             how = {"xytext": offset, "textcoords": "offset points", "ha": ha, "va": va}
             axis.annotate(row, x.mean(0), color=COLOURS[row], weight="bold", **how)
@@ -335,7 +336,7 @@ def gain(figure, runs, lengths, seeds, what):
     for axis, shot in zip(figure.subplots(1, 2), ("Overall", "Low"), strict=True):
         baselines = ["RRS-Only", "CBS-Only"]
         gained = [gains(results[n], "CBS+RRS", baselines, shot, seeds) for n in lengths]
-        error = [np.std(x, ddof=1) if len(x) > 1 else 0 for x in gained]
+        error = [deviation(x) for x in gained]
         how = {"color": COLOURS["CBS+RRS"], "capsize": 3, "label": f"this code, {what}"}
         axis.errorbar(lengths, np.mean(gained, axis=1), error, fmt="o-", **how)
         i = SHOTS.index(shot)

@@ -89,10 +89,16 @@ def gloo(*flags):
 
 
 # ------------------------------------------------------------------------------ the tests
-def run(*argv, cwd=None, **how):
-    env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+def with_gpu():
+    """The environment of a script that sees the GPU."""
+    from conftest import GPU  # not in the script: conftest hides the GPU
+
+    return os.environ | {"CUDA_VISIBLE_DEVICES": GPU}
+
+
+def run(*argv, cwd=None):
     command = [sys.executable, *map(str, argv)]
-    how = {"env": env, "cwd": cwd, "capture_output": True, "text": True, "timeout": 120} | how
+    how = {"env": with_gpu(), "cwd": cwd, "capture_output": True, "text": True, "timeout": 120}
     done = subprocess.run(command, **how)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -123,8 +129,8 @@ def test_an_iteration_does_not_wait_for_the_gpu(tiny_root, tmp_path):
 
 def test_a_run_that_is_killed_is_resumed_to_its_end(tmp_path):
     flags = ["--lambdas", "0.5", "1", "0", "--out", "run"]
-    env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", *flags], cwd=tmp_path, env=env)
+    command = [sys.executable, ROOT / "train.py", *flags]
+    process = subprocess.Popen(command, cwd=tmp_path, env=with_gpu())
     record = tmp_path / "run/record.csv"
     while not record.exists() or record.read_text().count("\n") < 2:
         time.sleep(0.05)

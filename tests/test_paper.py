@@ -115,7 +115,7 @@ def test_the_papers_figures_stand_beside_its_own_dataset_and_network(capsys, dat
 
 
 def test_the_papers_own_tables():
-    rows = {x: paper.PAPER[x] for x in paper.PAPER}
+    rows = paper.PAPER
     assert rows["imagenet_lt", "resnet10"]["ftRRS+CBS"] == (48.3, 35.2, 16.4, 37.6)
     assert rows["places_lt", "resnet152"]["CBS+RRS+SS"] == (42.5, 40.6, 32.6, 39.6)
     assert rows["imagenet_lt", "resnet50"]["CBS-Only"] == (51.1, 38.2, 16.7, 40.1)
