@@ -28,10 +28,20 @@ from torchvision.transforms import v2
 SPLITS = "train", "val", "test"
 GLYPHS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # most frequent first
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+WORKERS = min(16, CORES)  # loading processes, by default
 
 
 class InputError(Exception):
     """A user's mistake. The commands print its text as one line."""
+
+
+def run(main):
+    """Run a command. A user's mistake ends it with one line instead of a traceback."""
+    try:
+        main()
+    except (InputError, OSError) as error:
+        # An error in a DataLoader worker arrives as a full traceback. Show its last line.
+        sys.exit(f"error: {str(error).strip().splitlines()[-1]}")
 
 
 def load(name, root="data", size=None, splits=SPLITS):
@@ -41,13 +51,13 @@ def load(name, root="data", size=None, splits=SPLITS):
     default; always 32 for glyphs_lt and CIFAR.
     """
     source, _, imbalance = name.partition("_lt")
-    in_memory = name == "glyphs_lt" or source in ("cifar10", "cifar100")
-    if in_memory and size not in (None, 32):
-        raise InputError(f"{name} has images of 32 pixels, not of {size}")
+    in_memory = source in ("glyphs", "cifar10", "cifar100")
     size = size or (32 if in_memory else 224)
+    if in_memory and size != 32:
+        raise InputError(f"{name} has images of 32 pixels, not of {size}")
     crop = v2.RandomResizedCrop(size)
     centre = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
-    if name == "glyphs_lt":
+    if source == "glyphs":
         parts = {split: glyphs_lt(split) for split in splits}
         transforms = {"train": None, "val": None, "test": None}
     elif in_memory:
@@ -59,7 +69,7 @@ def load(name, root="data", size=None, splits=SPLITS):
     sets = {}
     for split in splits:
         images, labels = parts[split]
-        augmented = split == "train" and name != "glyphs_lt"  # glyphs already vary at random
+        augmented = split == "train" and source != "glyphs"  # glyphs already vary at random
         sets[split] = LongTailed(images, labels, transforms[split], augmented, root)
     if "train" in sets:
         check(name, sets)
@@ -67,15 +77,14 @@ def load(name, root="data", size=None, splits=SPLITS):
 
 
 def check(name, sets):
-    """Raises InputError if a split has a class without training images. Warns if val or test images
-    are also training images."""
+    """Raises InputError if a class has no training image. Warns if val or test images are also
+    training images."""
     train = sets["train"]
-    if not train.N_c.all():
-        raise InputError(f"{name}: class {train.N_c.argmin()} has no training image")
+    C = max(len(dataset.N_c) for dataset in sets.values())
+    N_c = np.bincount(train.labels, minlength=C)
+    if not N_c.all():
+        raise InputError(f"{name}: class {N_c.argmin()} has no training image")
     for split, dataset in sets.items():
-        if len(dataset.N_c) > len(train.N_c):
-            label = len(dataset.N_c) - 1
-            raise InputError(f"{name}: {split} has label {label}, but train does not")
         if split != "train" and not torch.is_tensor(dataset.images):
             overlap = np.intersect1d(dataset.images, train.images)
             if len(overlap):
@@ -111,13 +120,10 @@ class LongTailed(Dataset):
 
 def look_up_images(*sets):
     """Raises InputError if an image of a list is missing."""
-    missing = []
     for dataset in sets:
-        if not torch.is_tensor(dataset.images):
-            paths = [os.path.join(dataset.root, path) for path in dataset.images]
-            missing += [path for path in paths if not os.path.isfile(path)]
-    if missing:
-        raise InputError(f"{len(missing):,} images are missing, first {missing[0]}")
+        for image in dataset.images:
+            if isinstance(image, str) and not os.path.isfile(os.path.join(dataset.root, image)):
+                raise InputError(f"{image} is missing in {dataset.root}")
 
 
 def loader(dataset, workers, **kwargs):
@@ -249,22 +255,21 @@ def cifar_lt(name, imbalance, root):
 
 
 def image_list(name, root, split):
-    """Paths and labels of the list ROOT/NAME_SPLIT.txt. Letter case does not matter: [19] has
-    ImageNet_LT_train.txt. Raises InputError; the message names a bad line."""
-    file = f"{name}_{split}.txt"
-    files = os.listdir(root) if os.path.isdir(root) else []
-    found = [f for f in files if f.lower() == file.lower()]
-    if len(found) != 1:
-        raise InputError(f"{root} has {len(found)} files {file} (see --data and --root)")
+    """Paths and labels of the list ROOT/NAME_SPLIT.txt. Raises InputError; the message names a bad
+    line."""
+    files = {file.lower(): file for file in os.listdir(root)}  # [19] has ImageNet_LT_train.txt
+    file = files.get(f"{name}_{split}.txt".lower())
+    if file is None:
+        raise InputError(f"{root} has no {name}_{split}.txt (see --data and --root)")
     paths = []
     labels = []
-    with open(os.path.join(root, found[0]), encoding="utf-8-sig") as lines:
+    with open(os.path.join(root, file), encoding="utf-8-sig") as lines:
         for n, line in enumerate(lines, 1):
             fields = line.rsplit(maxsplit=1)
             if not fields:
                 continue
             if len(fields) != 2 or not fields[1].isdecimal():
-                raise InputError(f"{found[0]}:{n}: {line.strip()!r} is not `PATH LABEL`")
+                raise InputError(f"{file}:{n}: {line.strip()!r} is not `PATH LABEL`")
             paths.append(fields[0])
             labels.append(int(fields[1]))
     # An array, because every loading process would copy a list of str (pytorch issue 13246).
@@ -303,7 +308,7 @@ def make(args):
     """Sec. 4.1: draw disjoint lists ROOT/NAME_{train,val,test}.txt from ROOT/CLASS/*. The training
     list has class counts by `pareto`; val and test are balanced. The largest folders get the
     largest counts; folders of equal size are ordered at random. Labels number the folders in
-    alphabetical order."""
+    alphabetical order. Raises ValueError if a folder has too few images."""
     folders = torchvision.datasets.ImageFolder(args.root)
     paths = np.array([os.path.relpath(path, args.root) for path, _ in folders.samples])
     size = np.bincount(folders.targets)
@@ -313,11 +318,9 @@ def make(args):
     N_c[by_size] = pareto(len(size), args.max, args.min, args.alpha)
     lists = {split: [] for split in SPLITS}
     for label, images in enumerate(np.split(paths, np.cumsum(size)[:-1])):
-        wanted = [int(N_c[label]), args.val, args.test]
-        if sum(wanted) > len(images):
-            raise InputError(f"{folders.classes[label]}: {len(images)} images, wanted {wanted}")
-        chosen = np.split(rng.permutation(images), np.cumsum(wanted))[:3]
-        for split, part in zip(SPLITS, chosen, strict=True):
+        wanted = [N_c[label], args.val, args.test]
+        chosen = rng.choice(images, sum(wanted), replace=False)
+        for split, part in zip(SPLITS, np.split(chosen, np.cumsum(wanted)[:2]), strict=True):
             lists[split] += [f"{path} {label}\n" for path in part]
     for split, lines in lists.items():
         with open(f"{args.root}/{args.make}_{split}.txt", "x", encoding="utf-8") as file:
@@ -346,7 +349,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as error:
-        sys.exit(f"data.py: {error}")
+    run(main)

@@ -10,14 +10,13 @@ The shots are those of the training set, whatever split is evaluated.
 import argparse
 import csv
 import math
-import sys
 import zipfile
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from data import CORES, InputError, load, loader, look_up_images, shots
+from data import WORKERS, InputError, load, loader, look_up_images, run, shots
 from model import Model
 
 
@@ -39,7 +38,7 @@ def shot_accuracy(labels, predictions, N_c):
     for shot, mask in shots(N_c).items():
         mask = mask & ~np.isnan(accuracy)
         row[shot] = float(accuracy[mask].mean()) if mask.any() else math.nan
-    row["Overall"] = 100 * float(np.mean(labels == predictions)) if len(labels) else math.nan
+    row["Overall"] = 100 * float(np.mean(labels == predictions))
     return row
 
 
@@ -79,8 +78,6 @@ def report(split, dataset, predictions, N_c):
     print(title, *titles, sep="  ")
     cells = [f"{cell(x, 1):>{len(t)}}" for x, t in zip(row.values(), titles, strict=True)]
     print(" " * len(title), *cells, sep="  ")
-    if np.ptp(np.bincount(dataset.labels, minlength=len(N_c))):  # not balanced
-        print("Overall is the mean over images, the others over the classes that have images.")
 
 
 def cell(x, digits):
@@ -129,7 +126,7 @@ def main(argv=None):
     add("--split", choices=["val", "test"], default="test", help="split to evaluate")
     add("--export", metavar="FILE.npz", help="save predictions, features and weight norms")
     add("--root", metavar="DIR", help="dataset folder, if it has moved since training")
-    add("--workers", type=int, default=min(16, CORES), help="data-loading workers")
+    add("--workers", type=int, default=WORKERS, help="data-loading workers")
     args = parser.parse_args(argv)
     checkpoint = load_checkpoint(args.checkpoint)
     settings = checkpoint["settings"]
@@ -164,8 +161,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as error:
-        # An error in a DataLoader worker arrives as a full traceback. Show its last line.
-        sys.exit(f"evaluate.py: {str(error).strip().splitlines()[-1]}")
+    run(main)

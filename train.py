@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch.nn import SyncBatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from data import CORES, InputError, augment, load, loader, look_up_images
+from data import WORKERS, InputError, augment, load, loader, look_up_images, run
 from evaluate import (
     cell,
     describe_run,
@@ -42,31 +42,39 @@ from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSample
 
 
 # ------------------------------------------------------------------------------ Algorithm 1
-def train(args, device, rank=0, world=1):  # noqa: C901 (long, but in one piece)
-    """Run Algorithm 1 from scratch, or from the last completed epoch, as process `rank` of `world`.
+def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but in one piece)
+    """Run Algorithm 1 as process `rank` of `world`, from scratch or from a checkpoint.
 
-    args: what `parse` returns. Raises InputError, and ValueError for a batch that can't be drawn.
+    args, checkpoint: what `parse` returns. Raises InputError, and ValueError for a batch that can't
+    be drawn.
     """
-    sets = load_sets(args, world)
+    sets = load(args.data, args.root, args.size)
+    look_up_images(*sets.values())
     N_c = sets["train"].N_c
     C = len(N_c)
     batches = make_batches(args, sets["train"], rank, world)
     M = args.epochs * len(batches)
     model, optimizer, schedule = build(args, C, M, device)
     checksums = {split: dataset.checksum for split, dataset in sets.items()}
-    if from_first(lambda: checksums) != checksums:
-        raise InputError(f"{args.data} in {args.root} is not the dataset of the first process")
-    if args.resume is None:
+    # All processes must have the same dataset, and a resumed run must have its old one.
+    expected = from_first(lambda: checksums) if checkpoint is None else checkpoint["checksums"]
+    if checksums != expected:
+        raise InputError(f"{args.data} in {args.root} is not the dataset of this run")
+    if checkpoint is None:
         method = start(args, checksums, model)
         record = []
     else:
-        method, record = resume(args, checksums, model, optimizer, schedule)
+        method = checkpoint["method"]
+        record = checkpoint["record"]
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        schedule.load_state_dict(checkpoint["schedule"])
     if world > 1 and device.type == "cuda":  # SyncBatchNorm needs CUDA
         SyncBatchNorm.convert_sync_batchnorm(model)  # in place; the parameters stay the same
-    run = {"settings": vars(args), "method": method, "checksums": checksums, "N_c": N_c.tolist()}
-    if rank == 0 and args.resume is None:
-        os.makedirs(args.out)  # only now, so that a failed start leaves no folder
-        save(args.out, run, record, model, optimizer, schedule)
+    fixed = {"settings": vars(args), "method": method, "checksums": checksums, "N_c": N_c.tolist()}
+    if rank == 0 and checkpoint is None:
+        os.makedirs(args.out)  # must be new; made only now, so that a failed start leaves no folder
+        save(args.out, fixed, record, model, optimizer, schedule)
     print(f"{method}: {C} classes, {N_c.sum():,} images; output: {args.out}")
     print(vars(args), flush=True)
 
@@ -137,7 +145,7 @@ def train(args, device, rank=0, world=1):  # noqa: C901 (long, but in one piece)
         accuracy = shot_accuracy(sets["val"].labels, predictions, N_c)
         record.append(row | {f"val_{shot}": x for shot, x in accuracy.items()})
         if rank == 0:
-            save(args.out, run, record, model, optimizer, schedule)
+            save(args.out, fixed, record, model, optimizer, schedule)
         progress.row(m, record[-1])
 
     # Our choice: test the model of the last epoch. [19] tests the best epoch on validation.
@@ -162,19 +170,6 @@ def cross_entropy(logits, Y):
 
 
 # ------------------------------------------------------------------------------ before the loop
-def load_sets(args, world):
-    """The splits. The first process of each machine loads them before the others, because it may
-    have to download them. Raises InputError if an image is missing."""
-    waits = world > 1 and os.environ["LOCAL_RANK"] != "0"
-    if waits:
-        dist.barrier()
-    sets = load(args.data, args.root, args.size)
-    if world > 1 and not waits:
-        dist.barrier()
-    look_up_images(*sets.values())
-    return sets
-
-
 def make_batches(args, dataset, rank, world):
     """Lines 2-8: a DataLoader of [B_CBS; B_RRS], or of this process's share of both."""
     samplers = []
@@ -193,7 +188,7 @@ def build(args, C, M, device):
         args.arch,
         C,
         tied=not args.lambdas[0],  # RRS-Only has one classifier, and it predicts
-        pretrained=args.pretrained and args.resume is None,  # a checkpoint has its own weights
+        pretrained=args.pretrained,
         small_stem=args.small_stem,
         precision=args.precision,
     )
@@ -226,18 +221,6 @@ def start(args, checksums, model):
     if name == "CBS-Only" and source["method"] == "RRS-Only" and finished and same_data:
         return "ftRRS+CBS"
     return f"{name} from {describe_run(source)}"
-
-
-def resume(args, checksums, model, optimizer, schedule):
-    """Load the state of the run. Returns its method and record. Raises InputError if the dataset
-    has changed."""
-    checkpoint = from_first(load_checkpoint, f"{args.resume}/last.pt")
-    if checksums != checkpoint["checksums"]:
-        raise InputError(f"{args.data} in {args.root} is not the dataset of {args.resume}")
-    model.load_state_dict(checkpoint["model"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    schedule.load_state_dict(checkpoint["schedule"])
-    return checkpoint["method"], checkpoint["record"]
 
 
 def from_first(function, *args):
@@ -323,7 +306,7 @@ class Progress:
         print(f"{row['epoch']:5}", *(f"{x:>7}" for x in cells), self.speed(m), flush=True)
 
 
-def save(out, run, record, model, optimizer, schedule):
+def save(out, fixed, record, model, optimizer, schedule):
     """Write record.csv, and last.pt with everything needed to resume."""
     with open(f"{out}/record.csv", "w", newline="") as file:
         rows = csv.DictWriter(file, record[0] if record else [], lineterminator="\n")
@@ -335,7 +318,7 @@ def save(out, run, record, model, optimizer, schedule):
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
     }
-    torch.save(run | state, f"{out}/last.pt.tmp")
+    torch.save(fixed | state, f"{out}/last.pt.tmp")
     # If the run is killed, last.pt is the old or the new checkpoint. record.csv may be newer or
     # incomplete; the resumed run writes it again.
     os.replace(f"{out}/last.pt.tmp", f"{out}/last.pt")
@@ -366,9 +349,8 @@ DEFAULTS = {
     "small_stem": False,
     "rotation_augmentation": False,
     "init": None,
-    "resume": None,
     "root": os.path.abspath("data"),
-    "workers": min(16, max(1, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))),
+    "workers": WORKERS,
     "precision": best_precision(),
     "seed": 0,
 }
@@ -384,8 +366,8 @@ RECIPES = {  # what differs from DEFAULTS for a dataset, or for 'dataset arch'
 
 
 def parse(argv=None):
-    """The settings, as a Namespace. A flag overrides the recipe, and the recipe overrides DEFAULTS.
-    With --resume, the settings are the run's own."""
+    """The settings, as a Namespace, and None; with --resume, the run's own settings and its
+    checkpoint. A flag overrides the recipe, and the recipe overrides DEFAULTS."""
     recipes = [f"{name}: {values}" for name, values in {"Defaults": DEFAULTS, **RECIPES}.items()]
     parser = argparse.ArgumentParser(
         description="Train by Algorithm 1. Each run prints its settings.",
@@ -403,7 +385,7 @@ def parse(argv=None):
     add("--small-stem", action="store_true", help="3 x 3 stem without max-pooling")
     add("--init", metavar="LAST.PT", help="start phi from the checkpoint of a run (Table 3)")
     add("--lambdas", nargs=3, type=float, metavar="L", help="weights of l_CBS, l_RRS, l_SS")
-    add("--rotation-augmentation", action="store_true", help="Table 5; sets --lambdas 0.5 1 0")
+    add("--rotation-augmentation", action="store_true", help="Table 5")
     add("--batch-size", type=int, metavar="S", help="S: images in B_CBS, and in B_RRS")
     add("--Z", type=int, help="images per class in B_CBS")
     add("--epochs", type=int, help="epochs of floor(N / S) iterations")
@@ -420,14 +402,15 @@ def parse(argv=None):
     given = vars(parser.parse_args(argv))
 
     if "resume" in given:
-        others = given.keys() - {"resume", "root", "workers"}
-        if others:
-            parser.error(f"--resume takes only --root and --workers, not {others}")
-        settings = load_checkpoint(f"{given['resume']}/last.pt")["settings"]
-        settings["workers"] = DEFAULTS["workers"]  # this machine may have fewer cores
-        settings["out"] = given["resume"]
+        out = given.pop("resume")
+        if given.keys() - {"root", "workers"}:
+            parser.error("--resume takes only --root and --workers")
+        checkpoint = load_checkpoint(f"{out}/last.pt")
+        settings = checkpoint["settings"]
+        settings["out"] = out
+        settings["workers"] = WORKERS  # this machine may have fewer cores
         settings.update(given)
-        return argparse.Namespace(**settings)
+        return argparse.Namespace(**settings), checkpoint
 
     data = given.get("data", DEFAULTS["data"])
     arch = given.get("arch", DEFAULTS["arch"])
@@ -435,19 +418,13 @@ def parse(argv=None):
     settings = DEFAULTS.copy()
     settings.update(RECIPES.get(dataset, {}))
     settings.update(RECIPES.get(f"{dataset} {arch}", {}))
-    if "rotation_augmentation" in given:
-        settings["lambdas"] = [0.5, 1.0, 0.0]
     settings.update(given)
-    if not any(settings["lambdas"][:2]):
-        parser.error("--lambdas: the first or the second must not be 0")
     tasks = name_of_tasks(settings["lambdas"], settings["rotation_augmentation"])
     tasks += "-init" if settings["init"] else ""
     weights = "_".join(f"{weight:g}" for weight in settings["lambdas"])
     default = f"runs/{data}-{arch}-{tasks}-{weights}-seed{settings['seed']}"
-    out = settings.setdefault("out", default)
-    if os.path.exists(out):
-        parser.error(f"{out} exists: continue it with --resume {out}, or choose --out")
-    return argparse.Namespace(**settings)
+    settings.setdefault("out", default)
+    return argparse.Namespace(**settings), None
 
 
 def name_of_tasks(lambdas, rotation_augmentation):
@@ -468,11 +445,11 @@ def main(argv=None):
     if torchrun:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         rank, world = dist.get_rank(), dist.get_world_size()
-    args = from_first(parse, argv)
+    args, checkpoint = from_first(parse, argv)
     if rank > 0:  # only the first process prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        train(args, device, rank, world)
+        train(args, checkpoint, device, rank, world)
     except KeyboardInterrupt:
         if os.path.exists(f"{args.out}/last.pt"):
             print(f"\nstopped; to continue: python train.py --resume {args.out}")
@@ -482,8 +459,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as error:
-        # An error in a DataLoader worker arrives as a full traceback. Show its last line.
-        sys.exit(f"train.py: {str(error).strip().splitlines()[-1]}")
+    run(main)

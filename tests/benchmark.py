@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import evaluate
 import train
-from data import CORES, LongTailed, augment, load, read_image
+from data import CORES, WORKERS, LongTailed, augment, load, read_image
 from model import Model, best_precision
 
 CUDA = torch.cuda.is_available()
@@ -54,7 +54,7 @@ def row(what, value, goal=""):
 
 
 def parse(*flags):
-    return train.parse([*map(str, flags), "--out", tempfile.mkdtemp() + "/run"])
+    return train.parse([*map(str, flags), "--out", tempfile.mkdtemp() + "/run"])[0]
 
 
 def jpegs(folder, n):
@@ -156,7 +156,7 @@ def against(args, sets, other, block):
         train.Progress.line = interleaved
         sys.stdout = nowhere
         try:
-            train.train(args, DEVICE)
+            train.train(args, None, DEVICE)
         finally:
             train.load = load
             train.Progress.line = line
@@ -205,8 +205,7 @@ def gpu(folder):
     jpegs(folder, 512)
     write_lists(folder, 512, 12800, 256)
     dataset = load("bench", folder)["train"]
-    workers = min(16, CORES)
-    batches = DataLoader(dataset, 256, shuffle=True, num_workers=workers, pin_memory=True)
+    batches = DataLoader(dataset, 256, shuffle=True, num_workers=WORKERS, pin_memory=True)
     seconds = turns(1, load=lambda: [None for _ in batches])["load"]
     row("loading alone, images/s", f"{len(dataset) / seconds:,.0f}")
     command = [sys.executable, ROOT / "train.py", "--data", "bench", "--root", folder]

@@ -38,7 +38,7 @@ ROWS = {  # Tables 1, 3, 4 and 5: the flags of train.py
     "ftRRS+CBS": "--lambdas 1 0 0 --init {RRS}",
     "1:1": "--lambdas 1 1 0",
     "1:0.5": "--lambdas 1 0.5 0",
-    "Rotation": "--rotation-augmentation",
+    "Rotation": "--lambdas 0.5 1 0 --rotation-augmentation",
 }
 PAPER = {  # Tables 1 to 5: many, medium, low, overall
     ("imagenet_lt", "resnet10"): {
@@ -123,7 +123,7 @@ class Run:
         flags += [self.source.folder / "last.pt" if x == "{RRS}" else x for x in ROWS[row].split()]
         self.flags = [str(flag) for flag in flags]
         self.where = ["--root", args.root, "--workers", args.workers]
-        self.settings = vars(train.parse([*self.flags, *self.where, "--out", f"{args.out}/new"]))
+        self.settings = vars(train.parse([*self.flags, *self.where])[0])
         self.epochs = self.settings["epochs"]
         name = f"{args.data}-{args.arch}-{row.replace(':', '_')}-{self.epochs}epochs-seed{seed}"
         self.folder = Path(args.out, name)
@@ -134,7 +134,7 @@ class Run:
         command = [sys.executable, str(ROOT / "train.py"), *self.where]
         if last.exists():
             theirs = evaluate.load_checkpoint(last)["settings"]
-            for key in self.settings.keys() - {"root", "out", "resume"}:
+            for key in self.settings.keys() - {"root", "out"}:
                 if self.settings[key] != theirs[key]:
                     sys.exit(f"{last} was trained with {key} {theirs[key]}; choose another --out")
             command += ["--resume", str(self.folder)]

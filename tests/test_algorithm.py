@@ -118,7 +118,9 @@ def test_rotation_augmentation_adds_the_rotated_images_to_the_class_losses(
     monkeypatch.setattr(
         train, "cross_entropy", lambda *x: first.append(cross_entropy(*x)) or first[-1]
     )
-    model, _, thetas = run(sets, tmp_path, monkeypatch, "--rotation-augmentation")
+    model, _, thetas = run(
+        sets, tmp_path, monkeypatch, "--lambdas", "0.5", "1", "0", "--rotation-augmentation"
+    )
     labels = torch.from_numpy(sets["train"].labels)
     B_CBS = next(iter(ClassBalancedSampler(labels.numpy(), S, Z, seed=3)))
     B_RRS = next(iter(RegularRandomSampler(len(labels), S, seed=3)))
@@ -130,7 +132,6 @@ def test_rotation_augmentation_adds_the_rotated_images_to_the_class_losses(
         logits = head(model.phi(torch.cat([plain, twins])))
         expected.append(F.cross_entropy(logits, labels[B].repeat(2)).item())
     assert [loss.item() for loss, _ in first[:2]] == pytest.approx(expected, rel=1e-4)
-    assert train.parse(["--rotation-augmentation", "--out", "x"]).lambdas == [0.5, 1, 0]
 
 
 def test_theta_has_every_angle_and_is_drawn_anew_in_each_iteration(sets, tmp_path, monkeypatch):
@@ -218,7 +219,7 @@ def test_pretrained_layers_have_the_small_rate_and_new_ones_the_large(monkeypatc
     monkeypatch.setattr(
         model, "get_model", lambda arch, weights: asked.append(weights) or get_model(arch)
     )
-    args = train.parse(["--data", "places_lt", "--arch", "resnet152", "--out", "x"])
+    args = train.parse(["--data", "places_lt", "--arch", "resnet152"])[0]
     built, optimizer, _ = train.build(args, 7, 100, "cpu")
     assert asked == ["IMAGENET1K_V1"]
     rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
@@ -226,6 +227,6 @@ def test_pretrained_layers_have_the_small_rate_and_new_ones_the_large(monkeypatc
         new = name.split(".")[0] in ("h", "h_a", "h_s") or name.startswith("phi.resnet.fc")
         assert rates.pop(id(p)) == (0.1 if new else 0.001)
     assert not rates
-    args = train.parse(["--data", "places_lt", "--arch", "resnet50", "--out", "x"])
+    args = train.parse(["--data", "places_lt", "--arch", "resnet50"])[0]
     _, optimizer, _ = train.build(args, 7, 100, "cpu")
     assert {group["lr"] for group in optimizer.param_groups} == {0.1}

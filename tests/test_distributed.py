@@ -51,7 +51,7 @@ def processes(folder, flags_of_each, setup=None):
     world = len(flags_of_each)
     started = []
     for rank, flags in enumerate(flags_of_each):
-        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
         env = {key: str(value) for key, value in env.items()} | {"GLOO_SOCKET_IFNAME": "lo"}
         started.append(start("train.py", flags, folder / f"rank{rank}", env, setup))
@@ -114,7 +114,7 @@ def test_a_process_with_other_lists_ends_the_run(tmp_path):
         (tmp_path / f"rank{rank}/set").symlink_to(root)
     flags = tiny_flags("set", out=tmp_path / "run")
     status, _, errs = processes(tmp_path, [flags] * 2, root_in_the_folder)
-    assert status[1] == 1 and "is not the dataset of the first process" in errs[1]
+    assert status[1] == 1 and "is not the dataset of this run" in errs[1]
 
 
 def root_in_the_folder():

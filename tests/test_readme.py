@@ -43,8 +43,8 @@ def test_commands_of_the_readme_parse():
     assert len(commands) + len(columns) >= 7
     for command in commands:
         if "--resume" not in command and "--help" not in command:
-            train.parse([*command.replace("\\", "").split(), "--out", "x"])
-    settings = [train.parse([*flags.split(), "--out", "x"]) for flags in columns]
+            train.parse(command.replace("\\", "").split())
+    settings = [train.parse(flags.split())[0] for flags in columns]
     assert [(args.data, args.arch) for args in settings] == COLUMNS
     # Sec. 4.4, and [19] (see RECIPES)
     assert [args.pretrained for args in settings] == [False, True, False, False]
@@ -61,7 +61,7 @@ def test_flags_and_figures_of_the_papers_rows():
     for (title, flags, cells), (name, theirs) in zip(rows, paper.ROWS.items(), strict=True):
         assert title.startswith(name)
         assert flags.replace("RRS/last.pt", "{RRS}") == (theirs if name != "CBS+RRS+SS" else "")
-        args = train.parse([*flags.split(), "--out", "x"])
+        args, _ = train.parse(flags.split())
         if ratio := re.search(r"([\d.]+):([\d.]+)", title):
             assert args.lambdas == [float(ratio[1]), float(ratio[2]), 0]
         for column, cell in zip(COLUMNS, cells.split("|"), strict=True):
