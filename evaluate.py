@@ -78,6 +78,8 @@ def report(split, dataset, predictions, N_c):
     print(title, *titles, sep="  ")
     cells = [f"{cell(x, 1):>{len(t)}}" for x, t in zip(row.values(), titles, strict=True)]
     print(" " * len(title), *cells, sep="  ")
+    if np.ptp(np.bincount(dataset.labels, minlength=len(N_c))):  # not balanced
+        print("Overall is the mean over images, the others over the classes that have images.")
 
 
 def cell(x, digits):

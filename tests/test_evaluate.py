@@ -75,6 +75,14 @@ def test_class_without_test_image_takes_no_part_and_empty_shot_is_a_dash(capsys)
     assert cells.split() == ["90.0", "50.0", "-", "63.3"]
 
 
+@pytest.mark.parametrize("total, said", [([2, 3], True), ([3, 3], False)])
+def test_unbalanced_split_is_said(capsys, total, said):
+    labels, predictions = of_counts([1, 1], total)
+    report("test", LongTailed([], labels), predictions, np.array([5, 5]))
+    said_so = "Overall is the mean over images" in capsys.readouterr().out
+    assert said_so == said
+
+
 @pytest.fixture(scope="module")
 def images():
     """Noise of many colours."""
