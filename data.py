@@ -6,9 +6,11 @@
     python data.py --data imagenet_lt --root DIR     # describe a dataset before a long run
     python data.py --make my_lt --root DIR           # draw a long-tailed dataset from DIR/CLASS/*
 
-Datasets: glyphs_lt, which is drawn here; cifar10_lt and cifar100_lt, of imbalance 100
-(cifar100_lt10: of imbalance 10); any NAME with three lists ROOT/NAME_{train,val,test}.txt. A line
-of a list is `PATH LABEL`, where PATH is relative to ROOT.
+Datasets:
+    glyphs_lt                  characters, drawn here
+    cifar10_lt, cifar100_lt    imbalance 100; cifar100_lt10 has imbalance 10
+    any other NAME             three lists ROOT/NAME_{train,val,test}.txt. A line is `PATH LABEL`,
+                               where PATH is relative to ROOT.
 """
 
 import argparse
@@ -32,11 +34,11 @@ WORKERS = min(16, CORES)  # loading processes, by default
 
 
 class InputError(Exception):
-    """A user's mistake. The commands print its text as one line."""
+    """An error that the commands print as one line."""
 
 
 def run(main):
-    """Run a command. A user's mistake ends it with one line instead of a traceback."""
+    """Run a command. InputError and OSError end it with one line instead of a traceback."""
     try:
         main()
     except (InputError, OSError) as error:
@@ -47,21 +49,22 @@ def run(main):
 def load(name, root="data", size=None, splits=SPLITS):
     """The splits of dataset `name`: {"train", "val", "test": LongTailed}. Raises InputError.
 
-    Lists are read, but their images are not looked up. size: side of an image in pixels, 224 by
-    default; always 32 for glyphs_lt and CIFAR.
+    Lists are read, but it is not checked that their images exist. size: side of an image in pixels,
+    224 by default; always 32 for glyphs_lt and CIFAR.
     """
-    source, _, imbalance = name.partition("_lt")
-    in_memory = source in ("glyphs", "cifar10", "cifar100")
+    dataset = name.rstrip("0123456789")
+    in_memory = dataset in ("glyphs_lt", "cifar10_lt", "cifar100_lt")
     size = size or (32 if in_memory else 224)
     if in_memory and size != 32:
         raise InputError(f"{name} has images of 32 pixels, not of {size}")
     crop = v2.RandomResizedCrop(size)
     centre = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
-    if source == "glyphs":
+    if dataset == "glyphs_lt":
         parts = {split: glyphs_lt(split) for split in splits}
         transforms = {"train": None, "val": None, "test": None}
     elif in_memory:
-        parts = cifar_lt(source, int(imbalance or 100), root)
+        imbalance = int(name.removeprefix(dataset) or 100)
+        parts = cifar_lt(dataset.removesuffix("_lt"), imbalance, root)
         transforms = {"train": crop, "val": None, "test": None}
     else:
         parts = {split: image_list(name, root, split) for split in splits}
@@ -69,7 +72,7 @@ def load(name, root="data", size=None, splits=SPLITS):
     sets = {}
     for split in splits:
         images, labels = parts[split]
-        augmented = split == "train" and source != "glyphs"  # glyphs already vary at random
+        augmented = split == "train" and dataset != "glyphs_lt"  # glyphs already vary at random
         sets[split] = LongTailed(images, labels, transforms[split], augmented, root)
     if "train" in sets:
         check(name, sets)
@@ -95,7 +98,7 @@ class LongTailed(Dataset):
     """A split. An item is (image uint8 [3, size, size], label int).
 
     images: uint8 [N, 3, H, W], or an array of N paths relative to `root`. labels: int [N].
-    N_c: images per class. augmented: whether training passes its batches through `augment`.
+    N_c: images per class. augmented: whether train.py applies `augment` to the batches.
     checksum: of the labels and the images; for a list, of the labels and the paths.
     """
 
@@ -278,8 +281,8 @@ def image_list(name, root, split):
 
 # ------------------------------------------------------------------------------ python data.py
 def describe(sets):
-    """Print the splits, the shots, and folders whose label differs between splits. Then raises
-    InputError if images are missing."""
+    """Print the splits and the shots. Warns of folders whose labels differ between splits. Raises
+    InputError if an image is missing."""
     N_c = sets["train"].N_c
     for split, dataset in sets.items():
         n = np.bincount(dataset.labels, minlength=len(N_c))
@@ -308,7 +311,7 @@ def make(args):
     """Sec. 4.1: draw disjoint lists ROOT/NAME_{train,val,test}.txt from ROOT/CLASS/*. The training
     list has class counts by `pareto`; val and test are balanced. The largest folders get the
     largest counts; folders of equal size are ordered at random. Labels number the folders in
-    alphabetical order. Raises ValueError if a folder has too few images."""
+    alphabetical order, from 0. Raises ValueError if a folder has too few images."""
     folders = torchvision.datasets.ImageFolder(args.root)
     paths = np.array([os.path.relpath(path, args.root) for path, _ in folders.samples])
     size = np.bincount(folders.targets)

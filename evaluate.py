@@ -30,8 +30,8 @@ def class_accuracy(labels, predictions, C):
 
 def shot_accuracy(labels, predictions, N_c):
     """Sec. 4.2, in percent. "Many", "Medium" and "Low" are means of the shot's class accuracies.
-    "Overall" is over all images. Sec. 4.2 averages over classes, which is the same if the split is
-    balanced. NaN if there are no images. N_c: training images per class, int [C].
+    "Overall" is over all images. Sec. 4.2 has it "over all classes", which is the same if the split
+    is balanced. NaN if there are no images. N_c: training images per class, int [C].
     """
     accuracy = class_accuracy(labels, predictions, len(N_c))
     row = {}
@@ -56,7 +56,7 @@ def predict(model, dataset, workers=0, rank=0, world=1):
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
     mine = range(rank, len(dataset), world)
-    features = [torch.empty(0, 512, device=device)]  # for a split without images
+    features = [torch.empty(0, 512, device=device)]  # if there are no images
     for images, _ in loader(dataset, workers, sampler=mine, batch_size=256):
         features.append(model.phi(images.to(device, non_blocking=True)))
     features = torch.cat(features)

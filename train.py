@@ -80,16 +80,16 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
 
     phi, h, h_a, h_s = model.phi, model.h, model.h_a, model.h_s
     lambda_1, lambda_2, lambda_3 = args.lambdas
-    # Images of B_CBS and of B_RRS on this process. A batch whose loss has weight 0 is empty, and
-    # its loss is then 0.
+    # Images of B_CBS and of B_RRS on this process. If a loss has weight 0, its batch is empty, and
+    # cross_entropy returns 0.
     S = args.batch_size // world
     S_CBS = S if lambda_1 else 0
     S_RRS = S if lambda_2 else 0
     progress = Progress(len(record) * len(batches), M, (S_CBS + S_RRS) * world)
 
     for epoch in range(len(record), args.epochs):
-        # Reseed each epoch, so that a resumed run with as many workers draws the same crops, flips,
-        # colours and angles.
+        # Reseed each epoch, so that a run resumed with the same number of workers draws the same
+        # crops, flips, colours and angles.
         seed = np.random.SeedSequence([args.seed, epoch, rank]).generate_state(1)
         torch.manual_seed(int(seed[0]))
         batches.batch_sampler.set_epoch(epoch)
@@ -148,7 +148,8 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
             save(args.out, fixed, record, model, optimizer, schedule)
         progress.row(m, record[-1])
 
-    # Our choice: test the model of the last epoch. [19] tests the best epoch on validation.
+    # Our choice: test the model of the last epoch. [19] tests the epoch with the best
+    # validation accuracy.
     predictions, _ = predict(model, sets["test"], args.workers, rank, world)
     report("test", sets["test"], predictions, N_c)
     if rank == 0:
@@ -242,8 +243,8 @@ def average_gradients(model, world):
 
 
 class Losses:
-    """One task's mean loss over an epoch, over all images and by label. labels: their number. The
-    sums stay on the device, so that an iteration does not wait for it."""
+    """One task's mean loss over an epoch, for all images and for each of `labels` labels. The sums
+    stay on the device, so that an iteration does not wait for it."""
 
     def __init__(self, labels, device):
         self.loss = torch.zeros(labels, device=device)
@@ -262,8 +263,8 @@ class Losses:
 
 
 def record_row(epoch, m, losses, lambdas, world):
-    """A row of record.csv: the epoch's mean losses, also by class (Fig. 2). NaN for a task with
-    weight 0 and for a class that was never drawn."""
+    """A row of record.csv: the epoch's mean losses, overall and by class (Fig. 2). NaN for a task
+    with weight 0 and for a class that was never drawn."""
     row = {"epoch": epoch + 1, "iteration": m, "L_Final": 0.0}
     for (name, task), weight in zip(losses.items(), lambdas, strict=True):
         if world > 1:
@@ -325,8 +326,9 @@ def save(out, fixed, record, model, optimizer, schedule):
 
 
 # ------------------------------------------------------------------------------ command line
-# Sec. 4.4 gives lambdas, Z, SGD and the cosine. For the rest it refers to [19] and to
-# cross-validation. [19] here is its public code of November 2019, when the paper was written.
+# Sec. 4.4 gives lambdas, Z, SGD and the cosine. Learning rates, epochs and batch sizes "are set by
+# referring to [19] and cross-validated". The paper is silent on the rest; we follow [19]. By [19]
+# we mean its public code of November 2019, when the paper was written.
 DEFAULTS = {
     "data": "glyphs_lt",
     "arch": "resnet10",
@@ -355,9 +357,9 @@ DEFAULTS = {
     "seed": 0,
 }
 RECIPES = {  # what differs from DEFAULTS for a dataset, or for 'dataset arch'
-    # [19] has 30 + 30 epochs; 30 is our choice. Pre-trained: Sec. 4.4.
+    # [19] trains for 30 + 30 epochs; 30 is our choice. Sec. 4.4 has pre-trained weights here.
     "places_lt resnet152": {"epochs": 30, "pretrained": True},
-    # Not in the paper; the last three are for a CPU:
+    # The others are not in the paper.
     "tinyimagenet_lt": {"size": 64},
     "cifar10_lt": {"epochs": 20, "size": 32},
     "cifar100_lt": {"epochs": 30, "size": 32},
@@ -366,8 +368,8 @@ RECIPES = {  # what differs from DEFAULTS for a dataset, or for 'dataset arch'
 
 
 def parse(argv=None):
-    """The settings, as a Namespace, and None; with --resume, the run's own settings and its
-    checkpoint. A flag overrides the recipe, and the recipe overrides DEFAULTS."""
+    """Returns (settings, checkpoint). Flags override the recipe, and the recipe overrides DEFAULTS.
+    The checkpoint is None. With --resume, both are those of the run."""
     recipes = [f"{name}: {values}" for name, values in {"Defaults": DEFAULTS, **RECIPES}.items()]
     parser = argparse.ArgumentParser(
         description="Train by Algorithm 1. Each run prints its settings.",
@@ -385,16 +387,20 @@ def parse(argv=None):
     add("--small-stem", action="store_true", help="3 x 3 stem without max-pooling")
     add("--init", metavar="LAST.PT", help="start phi from the checkpoint of a run (Table 3)")
     add("--lambdas", nargs=3, type=float, metavar="L", help="weights of l_CBS, l_RRS, l_SS")
-    add("--rotation-augmentation", action="store_true", help="Table 5")
+    add(
+        "--rotation-augmentation",
+        action="store_true",
+        help="add rotated images to l_CBS and l_RRS (Table 5: with --lambdas 0.5 1 0)",
+    )
     add("--batch-size", type=int, metavar="S", help="S: images in B_CBS, and in B_RRS")
     add("--Z", type=int, help="images per class in B_CBS")
-    add("--epochs", type=int, help="epochs of floor(N / S) iterations")
+    add("--epochs", type=int, help="number of epochs, each of floor(N / S) iterations")
     add("--lr", type=float, help="learning rate at the start of the cosine")
     add("--weight-decay", type=float, metavar="W", help="SGD weight decay")
     add(
         "--precision",
         choices=["bfloat16", "float32"],
-        help="of phi; on CUDA, PyTorch's float32 convolutions use TF32",
+        help="of the computations in phi; on CUDA, PyTorch's float32 convolutions use TF32",
     )
     add("--seed", type=int, help="random seed")
     add("--out", metavar="DIR", help="run folder (default: below runs/)")
