@@ -51,16 +51,18 @@ def test_commands_of_the_readme_parse():
         assert (args.lr, args.momentum, args.weight_decay, args.size) == (0.1, 0.9, 5e-4, 224)
 
 
-def test_flags_of_the_papers_rows():
-    pattern = r"^- (.+) \([1-5–, ]+\): (?:`(--[^`]+)`|no flags)"
-    rows = re.findall(pattern, README.read_text(), re.M)
+def test_flags_and_figures_of_the_papers_rows():
+    pattern = r"^- (.+): (?:`(--[^`]+)`|no flags).* \(([^()]+)\)$"
+    rows = [row for row in re.findall(pattern, README.read_text(), re.M) if len(row[0]) > 1]
     assert len(rows) == len(paper.ROWS) == 8
-    for (title, flags), (name, theirs) in zip(rows, paper.ROWS.items(), strict=True):
+    for (title, flags, theirs), (name, ours) in zip(rows, paper.ROWS.items(), strict=True):
         assert title.startswith(name)
-        assert flags.replace("RRS/last.pt", "{RRS}") == (theirs if name != "CBS+RRS+SS" else "")
+        assert flags.replace("RRS/last.pt", "{RRS}") == (ours if name != "CBS+RRS+SS" else "")
         args, _ = train.parse(flags.split())
         if ratio := re.search(r"([\d.]+):([\d.]+)", title):
             assert args.lambdas == [float(ratio[1]), float(ratio[2]), 0]
+        figures = [paper.PAPER[column].get(name, ["–"])[-1] for column in COLUMNS]
+        assert theirs == ", ".join(map(str, figures))
 
 
 def test_every_flag_of_the_readme_exists(capsys):
