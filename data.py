@@ -42,7 +42,7 @@ def run(main):
     try:
         main()
     except (InputError, OSError) as error:
-        # An error in a DataLoader worker arrives as a full traceback. Show its last line.
+        # The message of an error in a DataLoader worker is a whole traceback. Show its last line.
         sys.exit(f"error: {str(error).strip().splitlines()[-1]}")
 
 
@@ -52,28 +52,27 @@ def load(name, root="data", size=None, splits=SPLITS):
     Lists are read, but it is not checked that their images exist. size: side of an image in pixels,
     224 by default; always 32 for glyphs_lt and CIFAR.
     """
-    dataset = name.rstrip("0123456789")
-    in_memory = dataset in ("glyphs_lt", "cifar10_lt", "cifar100_lt")
+    cifar = name.rstrip("0123456789") in ("cifar10_lt", "cifar100_lt")
+    in_memory = cifar or name == "glyphs_lt"
     size = size or (32 if in_memory else 224)
     if in_memory and size != 32:
         raise InputError(f"{name} has images of 32 pixels, not of {size}")
     crop = v2.RandomResizedCrop(size)
     centre = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
-    if dataset == "glyphs_lt":
+    if name == "glyphs_lt":
         parts = {split: glyphs_lt(split) for split in splits}
-        transforms = {"train": None, "val": None, "test": None}
-    elif in_memory:
-        imbalance = int(name.removeprefix(dataset) or 100)
-        parts = cifar_lt(dataset.removesuffix("_lt"), imbalance, root)
-        transforms = {"train": crop, "val": None, "test": None}
+        crop = centre = None
+    elif cifar:
+        parts = cifar_lt(name, root)
+        centre = None
     else:
         parts = {split: image_list(name, root, split) for split in splits}
-        transforms = {"train": crop, "val": centre, "test": centre}
     sets = {}
     for split in splits:
         images, labels = parts[split]
-        augmented = split == "train" and dataset != "glyphs_lt"  # glyphs already vary at random
-        sets[split] = LongTailed(images, labels, transforms[split], augmented, root)
+        transform = crop if split == "train" else centre
+        augmented = split == "train" and name != "glyphs_lt"  # glyphs already vary at random
+        sets[split] = LongTailed(images, labels, transform, augmented, root)
     if "train" in sets:
         check(name, sets)
     return sets
@@ -126,7 +125,7 @@ def look_up_images(*sets):
     for dataset in sets:
         for image in dataset.images:
             if isinstance(image, str) and not os.path.isfile(os.path.join(dataset.root, image)):
-                raise InputError(f"{image} is missing in {dataset.root}")
+                raise InputError(f"{dataset.root} has no {image}")
 
 
 def loader(dataset, workers, **kwargs):
@@ -227,19 +226,22 @@ def render_glyphs(labels, seed):
         return (paper + ink * (tint - paper) + shade * disc + noise).clamp_(0, 255).to(torch.uint8)
 
 
-def cifar_lt(name, imbalance, root):
-    """Long-tailed CIFAR, downloaded to `root` if it is not there. imbalance: N_max / N_min.
+def cifar_lt(name, root):
+    """Long-tailed CIFAR, downloaded to `root` if it is not there. cifar100_lt10: CIFAR-100 with an
+    imbalance N_max / N_min of 10; the default is 100.
 
     Validation images are drawn from the unused training images, at most N_max / 10 per class. The
     largest class has none.
     """
+    name, _, imbalance = name.partition("_lt")
     archive = getattr(torchvision.datasets, name.upper())
     train = archive(root, train=True, download=True)
     test = archive(root, train=False)
     y = np.array(train.targets)
     C = len(train.classes)
     N_max = len(y) // C
-    N_c = (N_max * (1 / imbalance) ** (np.arange(C) / (C - 1))).astype(int)  # the usual rule
+    mu = 1 / int(imbalance or 100)
+    N_c = (N_max * mu ** (np.arange(C) / (C - 1))).astype(int)  # the usual rule
     rng = np.random.default_rng(0)
     drawn = []
     held_out = []
@@ -260,7 +262,8 @@ def cifar_lt(name, imbalance, root):
 def image_list(name, root, split):
     """Paths and labels of the list ROOT/NAME_SPLIT.txt. Raises InputError; the message names a bad
     line."""
-    files = {file.lower(): file for file in os.listdir(root)}  # [19] has ImageNet_LT_train.txt
+    # Letter case does not matter, because [19] has ImageNet_LT_train.txt.
+    files = {file.lower(): file for file in sorted(os.listdir(root))}
     file = files.get(f"{name}_{split}.txt".lower())
     if file is None:
         raise InputError(f"{root} has no {name}_{split}.txt (see --data and --root)")

@@ -25,7 +25,8 @@ def class_accuracy(labels, predictions, C):
     int [N]."""
     total = np.bincount(labels, minlength=C)
     right = np.bincount(labels[labels == predictions], minlength=C)
-    return 100 * np.divide(right, total, out=np.full(C, np.nan), where=total > 0)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return 100 * (right / total)
 
 
 def shot_accuracy(labels, predictions, N_c):
@@ -38,7 +39,7 @@ def shot_accuracy(labels, predictions, N_c):
     for shot, mask in shots(N_c).items():
         mask = mask & ~np.isnan(accuracy)
         row[shot] = float(accuracy[mask].mean()) if mask.any() else math.nan
-    row["Overall"] = 100 * float(np.mean(labels == predictions))
+    row["Overall"] = 100 * float(np.mean(labels == predictions)) if len(labels) else math.nan
     return row
 
 
@@ -56,7 +57,7 @@ def predict(model, dataset, workers=0, rank=0, world=1):
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
     mine = range(rank, len(dataset), world)
-    features = [torch.empty(0, 512, device=device)]  # if there are no images
+    features = [torch.empty(0, 512, device=device)]  # in case this process has no images
     for images, _ in loader(dataset, workers, sampler=mine, batch_size=256):
         features.append(model.phi(images.to(device, non_blocking=True)))
     features = torch.cat(features)
@@ -104,7 +105,7 @@ def load_checkpoint(path):
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()  # torch.load does not check the checksums
-    except zipfile.BadZipFile as error:
+    except Exception as error:
         damaged = error
     if damaged:
         raise InputError(f"{path} is damaged, or not a checkpoint ({damaged})")
@@ -128,7 +129,7 @@ def main(argv=None):
     add("--split", choices=["val", "test"], default="test", help="split to evaluate")
     add("--export", metavar="FILE.npz", help="save predictions, features and weight norms")
     add("--root", metavar="DIR", help="dataset folder, if it has moved since training")
-    add("--workers", type=int, default=WORKERS, help="data-loading workers")
+    add("--workers", type=int, default=WORKERS, help="data-loading processes")
     args = parser.parse_args(argv)
     checkpoint = load_checkpoint(args.checkpoint)
     settings = checkpoint["settings"]

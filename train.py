@@ -54,28 +54,28 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
     C = len(N_c)
     batches = make_batches(args, sets["train"], rank, world)
     M = args.epochs * len(batches)
-    model, optimizer, schedule = build(args, C, M, device)
+    model, optimizer, schedule = build(args, C, M, device, new=checkpoint is None)
     checksums = {split: dataset.checksum for split, dataset in sets.items()}
     # All processes must have the same dataset, and a resumed run must have its old one.
     expected = from_first(lambda: checksums) if checkpoint is None else checkpoint["checksums"]
     if checksums != expected:
         raise InputError(f"{args.data} in {args.root} is not the dataset of this run")
+    fixed = {"settings": vars(args), "checksums": checksums, "N_c": N_c.tolist()}
     if checkpoint is None:
-        method = start(args, checksums, model)
+        fixed["method"] = start(args, checksums, model)
         record = []
+        if rank == 0:
+            os.makedirs(args.out)  # a new run needs a new folder
+            save(args.out, fixed, record, model, optimizer, schedule)
     else:
-        method = checkpoint["method"]
+        fixed["method"] = checkpoint["method"]
         record = checkpoint["record"]
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         schedule.load_state_dict(checkpoint["schedule"])
     if world > 1 and device.type == "cuda":  # SyncBatchNorm needs CUDA
         SyncBatchNorm.convert_sync_batchnorm(model)  # in place; the parameters stay the same
-    fixed = {"settings": vars(args), "method": method, "checksums": checksums, "N_c": N_c.tolist()}
-    if rank == 0 and checkpoint is None:
-        os.makedirs(args.out)  # must be new; made only now, so that a failed start leaves no folder
-        save(args.out, fixed, record, model, optimizer, schedule)
-    print(f"{method}: {C} classes, {N_c.sum():,} images; output: {args.out}")
+    print(f"{fixed['method']}: {C} classes, {N_c.sum():,} images; output: {args.out}")
     print(vars(args), flush=True)
 
     phi, h, h_a, h_s = model.phi, model.h, model.h_a, model.h_s
@@ -182,14 +182,14 @@ def make_batches(args, dataset, rank, world):
     return loader(dataset, args.workers, batch_sampler=joint)
 
 
-def build(args, C, M, device):
-    """A new model, SGD, and the cosine schedule of M iterations."""
+def build(args, C, M, device, new=True):
+    """The model, SGD, and the cosine schedule of M iterations. new: whether the run is."""
     torch.manual_seed(args.seed)
     model = Model(
         args.arch,
         C,
         tied=not args.lambdas[0],  # RRS-Only has one classifier, and it predicts
-        pretrained=args.pretrained,
+        pretrained=args.pretrained and new,  # a checkpoint has its own weights
         small_stem=args.small_stem,
         precision=args.precision,
     )
@@ -327,8 +327,8 @@ def save(out, fixed, record, model, optimizer, schedule):
 
 # ------------------------------------------------------------------------------ command line
 # Sec. 4.4 gives lambdas, Z, SGD and the cosine. Learning rates, epochs and batch sizes "are set by
-# referring to [19] and cross-validated". The paper is silent on the rest; we follow [19]. By [19]
-# we mean its public code of November 2019, when the paper was written.
+# referring to [19] and cross-validated". The paper is silent on the rest. [19] here is its public
+# code of November 2019, when the paper was written.
 DEFAULTS = {
     "data": "glyphs_lt",
     "arch": "resnet10",
@@ -368,8 +368,8 @@ RECIPES = {  # what differs from DEFAULTS for a dataset, or for 'dataset arch'
 
 
 def parse(argv=None):
-    """Returns (settings, checkpoint). Flags override the recipe, and the recipe overrides DEFAULTS.
-    The checkpoint is None. With --resume, both are those of the run."""
+    """Returns (settings, checkpoint). For a new run, the checkpoint is None; flags override the
+    recipe, and the recipe overrides DEFAULTS. With --resume, both are those of the run."""
     recipes = [f"{name}: {values}" for name, values in {"Defaults": DEFAULTS, **RECIPES}.items()]
     parser = argparse.ArgumentParser(
         description="Train by Algorithm 1. Each run prints its settings.",
@@ -381,7 +381,7 @@ def parse(argv=None):
     add("--data", type=str.lower, metavar="NAME", help="dataset")
     add("--root", type=os.path.abspath, metavar="DIR", help="dataset folder")
     add("--size", type=int, help="side of an image in pixels")
-    add("--workers", type=int, help="data-loading workers")
+    add("--workers", type=int, help="data-loading processes; with torchrun, of each process")
     add("--arch", choices=ARCHS, help="the ResNet in phi")
     add("--pretrained", action=argparse.BooleanOptionalAction, help="start from ImageNet weights")
     add("--small-stem", action="store_true", help="3 x 3 stem without max-pooling")
@@ -414,17 +414,13 @@ def parse(argv=None):
         checkpoint = load_checkpoint(f"{out}/last.pt")
         settings = checkpoint["settings"]
         settings["out"] = out
-        settings["workers"] = WORKERS  # this machine may have fewer cores
         settings.update(given)
         return argparse.Namespace(**settings), checkpoint
 
     data = given.get("data", DEFAULTS["data"])
     arch = given.get("arch", DEFAULTS["arch"])
     dataset = data.rstrip("0123456789")  # without the imbalance of CIFAR
-    settings = DEFAULTS.copy()
-    settings.update(RECIPES.get(dataset, {}))
-    settings.update(RECIPES.get(f"{dataset} {arch}", {}))
-    settings.update(given)
+    settings = DEFAULTS | RECIPES.get(dataset, {}) | RECIPES.get(f"{dataset} {arch}", {}) | given
     tasks = name_of_tasks(settings["lambdas"], settings["rotation_augmentation"])
     tasks += "-init" if settings["init"] else ""
     weights = "_".join(f"{weight:g}" for weight in settings["lambdas"])

@@ -458,8 +458,6 @@ def main(argv=None):
 
 if __name__ == "__main__":
     try:
-        main()
+        data.run(main)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command continues")
-    except (data.InputError, OSError) as error:
-        sys.exit(f"paper.py: {error}")

@@ -91,7 +91,7 @@ def test_torchrun_is_stopped_and_resumed_to_the_same_bits(tiny_root, tmp_path, s
     stopped.terminate()
     stopped.communicate(timeout=120)
     assert not (tmp_path / "run/test.csv").exists()
-    argv = ["--resume", tmp_path / "run", "--workers", 0]
+    argv = ["--resume", tmp_path / "run"]
     status, _, errs = processes(tmp_path, [argv] * 2)
     assert not any(status), errs
     assert_same_bits(tmp_path / "whole", tmp_path / "run")
@@ -126,8 +126,8 @@ def root_in_the_folder():
     train.load = data.load = lambda name, root, *args: load(name, "set", *args)
 
 
-@pytest.mark.parametrize("env", [{"RANK": "1"}, {"WORLD_SIZE": "2"}])
-def test_only_torchruns_launch_counts(tiny_root, tmp_path, env):
+def test_only_torchruns_launch_counts(tiny_root, tmp_path):
+    env = {"RANK": "1", "WORLD_SIZE": "2"}
     process = start("train.py", tiny_flags(tiny_root, out="run", epochs=1), tmp_path, env)
     status, out, _ = finish(process, tmp_path)
     assert status == 0 and "test accuracy" in out

@@ -23,6 +23,7 @@ def test_a_table_is_killed_and_continued_and_never_mixes_settings(tmp_path, scri
     process = subprocess.Popen(command(root), cwd=tmp_path, stderr=subprocess.DEVNULL)
     first = tmp_path / "runs/tiny-resnet10-RRS-Only-1epochs-seed0"
     while not (first / "test.csv").exists():
+        assert process.poll() is None
         time.sleep(0.05)
     process.kill()
     process.wait()
@@ -75,7 +76,7 @@ def test_a_failed_run_is_one_line(tmp_path):
     argv = command(tmp_path / "nosuch")
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("paper.py: [Errno 2] No such file")
+    assert done.stderr.startswith("error: [Errno 2] No such file")
 
 
 SAME = dict.fromkeys(paper.SHOTS, 1.0)

@@ -16,8 +16,9 @@ from PIL import Image
 import train
 
 
-def wait_for(folder, text):
+def wait_for(process, folder, text):
     while not (folder / "stdout").exists() or text not in (folder / "stdout").read_text():
+        assert process.is_alive()
         time.sleep(0.01)
 
 
@@ -121,11 +122,11 @@ def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(
     argv = tiny_flags(tiny_root, out=run, epochs=3, workers=workers)
     for number in signal.SIGKILL, signal.SIGINT, signal.SIGTERM:
         process = start("train.py", argv, tmp_path)
-        wait_for(tmp_path, "Overall (validation, %)\n")
+        wait_for(process, tmp_path, "Overall (validation, %)\n")
         time.sleep(rng.uniform(0, 0.6))
         os.killpg(process.pid, number)
         process.join()
-        argv = ["--resume", run, "--workers", workers]
+        argv = ["--resume", run]
     (run / "last.pt.tmp").write_bytes(b"half")
     (run / "record.csv").write_text("epoch\n1\n")
     status, out, err = finish(start("train.py", argv, tmp_path), tmp_path)
@@ -135,7 +136,7 @@ def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(
 
 def test_ctrl_c_prints_the_command_that_continues(tiny_root, tmp_path):
     process = start("train.py", tiny_flags(tiny_root, out="run", epochs=60), tmp_path)
-    wait_for(tmp_path, "\n    1 ")
+    wait_for(process, tmp_path, "\n    1 ")
     os.killpg(process.pid, signal.SIGINT)
     status, out, err = finish(process, tmp_path)
     assert status == 130 and "Traceback" not in err
@@ -144,7 +145,7 @@ def test_ctrl_c_prints_the_command_that_continues(tiny_root, tmp_path):
 
 def test_a_run_that_is_killed_in_its_first_epoch_can_be_resumed(tiny_root, tmp_path, script):
     process = start("train.py", tiny_flags(tiny_root, out="run", epochs=1, batch_size=60), tmp_path)
-    wait_for(tmp_path, "output: run")
+    wait_for(process, tmp_path, "output: run")
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
     assert state_of(tmp_path / "run")["record"] == []
@@ -159,12 +160,11 @@ def test_a_finished_run_is_tested_again(undisturbed, tmp_path, script):
 
 
 def test_a_resumed_run_has_its_own_settings(undisturbed, tiny_root, tmp_path, script, refused):
-    run, _ = undisturbed[2]
+    run, _ = undisturbed[0]
     said = refused("train.py", "--resume", run, "--lr", 0.02)
     assert said.endswith("--resume takes only --root and --workers")
     args, checkpoint = train.parse(["--resume", str(run)])
-    assert (args.lr, args.epochs, args.root) == (0.02, 3, str(tiny_root))
-    assert args.workers == train.parse([])[0].workers  # not the 2 of the first start
+    assert (args.lr, args.epochs, args.root, args.workers) == (0.02, 3, str(tiny_root), 0)
     assert len(checkpoint["record"]) == 3
     args, _ = train.parse(["--resume", str(run), "--root", "/x", "--workers", "1"])
     assert (args.root, args.workers, args.out) == ("/x", 1, str(run))
@@ -189,6 +189,7 @@ def test_other_lists_are_refused_on_resuming_and_said_in_evaluation(
     said = refused("train.py", "--resume", run, "--root", root)
     assert said == f"error: tiny in {root} is not the dataset of this run"
     if split != "train":
+        (root / "tiny_train.txt").unlink()  # the shots are those of the run's training set
         status, out, _ = script("evaluate.py", run / "last.pt", "--split", split, "--root", root)
         assert status == 0 and f"warning: tiny in {root}: not the run's {split} split" in out
 
@@ -211,6 +212,29 @@ def test_a_damaged_checkpoint_is_refused_and_no_code_in_it_runs(undisturbed, tmp
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_run_that_is_killed_while_it_saves_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    state = [torch.nn.Linear(2, 2)] * 3
+    train.save(tmp_path, {}, [], *state)
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def half(checkpoint, path):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        train.save(tmp_path, {}, [{"epoch": 1}], *state)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_evaluation_of_a_missing_image_is_one_line(undisturbed, tmp_path, refused):
+    root = write_lists(tmp_path / "moved")
+    (root / "test/class1/2.JPEG").unlink()
+    said = refused("evaluate.py", undisturbed[0][0] / "last.pt", "--root", root)
+    assert said == f"error: {root} has no test/class1/2.JPEG"
+
+
 # ------------------------------------------------------------------------------ Table 3
 def test_stage_wise_training_starts_phi_from_an_rrs_only_run(tiny_root, tmp_path, script):
     rrs = tiny_flags(tiny_root, out="rrs", epochs=1)
@@ -224,6 +248,23 @@ def test_stage_wise_training_starts_phi_from_an_rrs_only_run(tiny_root, tmp_path
     flags = tiny_flags(tiny_root, out="other", epochs=1)
     _, out, _ = script("train.py", *flags, "--lambdas", 0.5, 1, 0, "--init", "rrs/last.pt")
     assert out.startswith("CBS+RRS from RRS-Only on tiny, resnet10, epoch 1 of 1: 4 classes")
+
+
+@pytest.mark.parametrize("change", ["unfinished", "other lists"])
+def test_only_a_finished_run_on_the_same_list_makes_it_ftRRS_CBS(
+    tiny_root, tmp_path, script, change
+):
+    rrs = tiny_flags(tiny_root, out="rrs", epochs=1)
+    assert script("train.py", *rrs, "--lambdas", 0, 1, 0)[0] == 0
+    source = state_of(tmp_path / "rrs")
+    if change == "unfinished":
+        source["record"] = []
+    else:
+        source["checksums"]["train"] += 1
+    torch.save(source, tmp_path / "source.pt")
+    flags = tiny_flags(tiny_root, out="other", epochs=1)
+    _, out, _ = script("train.py", *flags, "--lambdas", 1, 0, 0, "--init", "source.pt")
+    assert out.startswith("CBS-Only from RRS-Only on tiny, resnet10, epoch ")
 
 
 # ------------------------------------------------------------------------------ mistakes
