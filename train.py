@@ -54,7 +54,7 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
     C = len(N_c)
     batches = make_batches(args, sets["train"], rank, world)
     M = args.epochs * len(batches)
-    model, optimizer, schedule = build(args, C, M, device, new=checkpoint is None)
+    model, optimizer, schedule = build(args, C, M, device, resumed=checkpoint is not None)
     checksums = {split: dataset.checksum for split, dataset in sets.items()}
     # All processes must have the same dataset, and a resumed run must have its old one.
     expected = from_first(lambda: checksums) if checkpoint is None else checkpoint["checksums"]
@@ -148,8 +148,8 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
             save(args.out, fixed, record, model, optimizer, schedule)
         progress.row(m, record[-1])
 
-    # Our choice: test the model of the last epoch. [19] tests the epoch with the best
-    # validation accuracy.
+    # Our choice: test the model of the last epoch. [19] tests the epoch with the best validation
+    # accuracy.
     predictions, _ = predict(model, sets["test"], args.workers, rank, world)
     report("test", sets["test"], predictions, N_c)
     if rank == 0:
@@ -182,14 +182,14 @@ def make_batches(args, dataset, rank, world):
     return loader(dataset, args.workers, batch_sampler=joint)
 
 
-def build(args, C, M, device, new=True):
-    """The model, SGD, and the cosine schedule of M iterations. new: whether the run is."""
+def build(args, C, M, device, resumed=False):
+    """The model, SGD, and the cosine schedule of M iterations."""
     torch.manual_seed(args.seed)
     model = Model(
         args.arch,
         C,
         tied=not args.lambdas[0],  # RRS-Only has one classifier, and it predicts
-        pretrained=args.pretrained and new,  # a checkpoint has its own weights
+        pretrained=args.pretrained and not resumed,  # a checkpoint has its own weights
         small_stem=args.small_stem,
         precision=args.precision,
     )

@@ -227,7 +227,7 @@ def test_pretrained_layers_have_the_small_rate_and_new_ones_the_large(monkeypatc
         new = name.split(".")[0] in ("h", "h_a", "h_s") or name.startswith("phi.resnet.fc")
         assert rates.pop(id(p)) == (0.1 if new else 0.001)
     assert not rates
-    train.build(args, 7, 100, "cpu", new=False)
+    train.build(args, 7, 100, "cpu", resumed=True)
     assert asked == ["IMAGENET1K_V1", None]  # a resumed run downloads nothing
     args = train.parse(["--data", "places_lt", "--arch", "resnet50"])[0]
     _, optimizer, _ = train.build(args, 7, 100, "cpu")
