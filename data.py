@@ -49,8 +49,8 @@ def run(main):
 def load(name, root="data", size=None, splits=SPLITS):
     """The splits of dataset `name`: {"train", "val", "test": LongTailed}. Raises InputError.
 
-    Lists are read, but it is not checked that their images exist. size: side of an image in pixels,
-    224 by default; always 32 for glyphs_lt and CIFAR.
+    Reads lists without looking for their images; `look_up_images` does that. size: side of an image
+    in pixels, 224 by default; always 32 for glyphs_lt and CIFAR.
     """
     cifar = name.rstrip("0123456789") in ("cifar10_lt", "cifar100_lt")
     in_memory = cifar or name == "glyphs_lt"
@@ -61,18 +61,20 @@ def load(name, root="data", size=None, splits=SPLITS):
     centre = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
     if name == "glyphs_lt":
         parts = {split: glyphs_lt(split) for split in splits}
-        crop = centre = None
+        train_transform, test_transform, augmented = None, None, False  # glyphs vary already
     elif cifar:
         parts = cifar_lt(name, root)
-        centre = None
+        train_transform, test_transform, augmented = crop, None, True
     else:
         parts = {split: image_list(name, root, split) for split in splits}
+        train_transform, test_transform, augmented = crop, centre, True
     sets = {}
     for split in splits:
         images, labels = parts[split]
-        transform = crop if split == "train" else centre
-        augmented = split == "train" and name != "glyphs_lt"  # glyphs already vary at random
-        sets[split] = LongTailed(images, labels, transform, augmented, root)
+        if split == "train":
+            sets[split] = LongTailed(images, labels, train_transform, augmented, root)
+        else:
+            sets[split] = LongTailed(images, labels, test_transform, root=root)
     if "train" in sets:
         check(name, sets)
     return sets
@@ -117,7 +119,9 @@ class LongTailed(Dataset):
         image = self.images[i]
         if isinstance(image, str):
             image = read_image(os.path.join(self.root, image))
-        return self.transform(image) if self.transform else image, int(self.labels[i])
+        if self.transform:
+            image = self.transform(image)
+        return image, int(self.labels[i])
 
 
 def look_up_images(*sets):

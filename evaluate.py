@@ -101,14 +101,14 @@ def write_test(path, labels, predictions, N_c):
 
 def load_checkpoint(path):
     """A checkpoint of train.py, on the CPU. Loads data only; runs no code from the file. Raises
-    InputError if the file is damaged."""
+    InputError if the file is missing or damaged."""
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()  # torch.load does not check the checksums
     except Exception as error:
         damaged = error
     if damaged:
-        raise InputError(f"{path} is damaged, or not a checkpoint ({damaged})")
+        raise InputError(f"{path} is not a readable checkpoint ({damaged})")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -80,15 +80,15 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
 
     phi, h, h_a, h_s = model.phi, model.h, model.h_a, model.h_s
     lambda_1, lambda_2, lambda_3 = args.lambdas
-    # Images of B_CBS and of B_RRS on this process. If a loss has weight 0, its batch is empty, and
-    # cross_entropy returns 0.
-    S = args.batch_size // world
-    S_CBS = S if lambda_1 else 0
-    S_RRS = S if lambda_2 else 0
+    # How many images of B_CBS and of B_RRS this process has. If a loss has weight 0, its batch is
+    # empty, and cross_entropy returns 0.
+    share = args.batch_size // world
+    S_CBS = share if lambda_1 else 0
+    S_RRS = share if lambda_2 else 0
     progress = Progress(len(record) * len(batches), M, (S_CBS + S_RRS) * world)
 
     for epoch in range(len(record), args.epochs):
-        # Reseed each epoch, so that a run resumed with the same number of workers draws the same
+        # Reseed each epoch, so that a run resumed with as many processes and workers draws the same
         # crops, flips, colours and angles.
         seed = np.random.SeedSequence([args.seed, epoch, rank]).generate_state(1)
         torch.manual_seed(int(seed[0]))
@@ -210,7 +210,7 @@ def build(args, C, M, device, resumed=False):
 
 def start(args, checksums, model):
     """Load phi from --init, if given (Table 3). lr and epochs are not changed for fine-tuning (our
-    choice). Returns the paper's name for the method, including any pre-training stage."""
+    choice). Returns the name of the method: the paper's, or 'X from Y'."""
     name = name_of_tasks(args.lambdas, args.rotation_augmentation)
     if args.init is None:
         return name

@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_refused_and_no_code_in_it_runs(undisturbed, tmp
     for damaged in whole[: len(whole) // 2], whole[: 10**6] + b"damage" + whole[10**6 + 6 :], b"":
         (tmp_path / "run/last.pt").write_bytes(damaged)
         for argv in ["evaluate.py", "run/last.pt"], ["train.py", "--resume", "run"]:
-            assert "run/last.pt is damaged, or not a checkpoint" in refused(*argv)
+            assert "run/last.pt is not a readable checkpoint" in refused(*argv)
 
     class Touch:
         def __reduce__(self):
