@@ -71,10 +71,9 @@ def load(name, root="data", size=None, splits=SPLITS):
     sets = {}
     for split in splits:
         images, labels = parts[split]
-        if split == "train":
-            sets[split] = LongTailed(images, labels, train_transform, augmented, root)
-        else:
-            sets[split] = LongTailed(images, labels, test_transform, root=root)
+        train = split == "train"
+        transform = train_transform if train else test_transform
+        sets[split] = LongTailed(images, labels, transform, augmented and train, root)
     if "train" in sets:
         check(name, sets)
     return sets

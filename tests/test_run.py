@@ -236,27 +236,34 @@ def test_evaluation_of_a_missing_image_is_one_line(undisturbed, tmp_path, refuse
 
 
 # ------------------------------------------------------------------------------ Table 3
-def test_stage_wise_training_starts_phi_from_an_rrs_only_run(tiny_root, tmp_path, script):
-    rrs = tiny_flags(tiny_root, out="rrs", epochs=1)
-    assert script("train.py", *rrs, "--lambdas", 0, 1, 0)[0] == 0
+@pytest.fixture(scope="module")
+def rrs_only(tiny_root, tmp_path_factory):
+    """The folder of a finished RRS-Only run."""
+    folder = tmp_path_factory.mktemp("rrs")
+    flags = tiny_flags(tiny_root, out="run", epochs=1)
+    process = start("train.py", [*flags, "--lambdas", 0, 1, 0], folder)
+    assert finish(process, folder)[0] == 0
+    return folder / "run"
+
+
+def test_stage_wise_training_starts_phi_from_an_rrs_only_run(tiny_root, rrs_only, tmp_path, script):
+    init = ["--init", rrs_only / "last.pt"]
     flags = tiny_flags(tiny_root, out="ft", epochs=1, lr=0)
-    status, out, _ = script("train.py", *flags, "--lambdas", 1, 0, 0, "--init", "rrs/last.pt")
+    status, out, _ = script("train.py", *flags, "--lambdas", 1, 0, 0, *init)
     assert status == 0 and out.startswith("ftRRS+CBS: 4 classes")
-    source, tuned = state_of(tmp_path / "rrs")["model"], state_of(tmp_path / "ft")["model"]
+    source, tuned = state_of(rrs_only)["model"], state_of(tmp_path / "ft")["model"]
     assert torch.equal(source["phi.resnet.conv1.weight"], tuned["phi.resnet.conv1.weight"])
     assert not torch.equal(source["h.weight"], tuned["h.weight"])
     flags = tiny_flags(tiny_root, out="other", epochs=1)
-    _, out, _ = script("train.py", *flags, "--lambdas", 0.5, 1, 0, "--init", "rrs/last.pt")
+    _, out, _ = script("train.py", *flags, "--lambdas", 0.5, 1, 0, *init)
     assert out.startswith("CBS+RRS from RRS-Only on tiny, resnet10, epoch 1 of 1: 4 classes")
 
 
 @pytest.mark.parametrize("change", ["unfinished", "other lists"])
 def test_only_a_finished_run_on_the_same_list_makes_it_ftRRS_CBS(
-    tiny_root, tmp_path, script, change
+    tiny_root, rrs_only, tmp_path, script, change
 ):
-    rrs = tiny_flags(tiny_root, out="rrs", epochs=1)
-    assert script("train.py", *rrs, "--lambdas", 0, 1, 0)[0] == 0
-    source = state_of(tmp_path / "rrs")
+    source = state_of(rrs_only)
     if change == "unfinished":
         source["record"] = []
     else:
