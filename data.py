@@ -4,7 +4,7 @@
     image, label = sets["train"][0]       # uint8 [3, 32, 32], int
 
     python data.py --data imagenet_lt --root DIR     # describe a dataset before a long run
-    python data.py --make my_lt --root DIR           # draw a long-tailed dataset from DIR/CLASS/*
+    python data.py --make my_lt --root DIR           # make a dataset of the images in DIR
 
 Datasets:
     glyphs_lt                  characters, drawn here
@@ -15,7 +15,9 @@ Datasets:
 
 import argparse
 import contextlib
+import glob
 import io
+import multiprocessing
 import os
 import sys
 import zlib
@@ -25,16 +27,15 @@ import torch
 import torchvision
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
+
+from sampler import InputError
 
 SPLITS = "train", "val", "test"
 GLYPHS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # most frequent first
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 WORKERS = min(16, CORES)  # loading processes, by default
-
-
-class InputError(Exception):
-    """An error that the commands print as one line."""
 
 
 def run(main):
@@ -52,59 +53,70 @@ def load(name, root="data", size=None, splits=SPLITS):
     Reads lists without looking for their images; `look_up_images` does that. size: side of an image
     in pixels, 224 by default; always 32 for glyphs_lt and CIFAR.
     """
-    cifar = name.rstrip("0123456789") in ("cifar10_lt", "cifar100_lt")
-    in_memory = cifar or name == "glyphs_lt"
-    size = size or (32 if in_memory else 224)
-    if in_memory and size != 32:
+    size = size or (32 if in_memory(name) else 224)
+    if in_memory(name) and size != 32:
         raise InputError(f"{name} has images of 32 pixels, not of {size}")
     crop = v2.RandomResizedCrop(size)
-    centre = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
     if name == "glyphs_lt":
         parts = {split: glyphs_lt(split) for split in splits}
         train_transform, test_transform, augmented = None, None, False  # glyphs vary already
-    elif cifar:
+    elif in_memory(name):
         parts = cifar_lt(name, root)
         train_transform, test_transform, augmented = crop, None, True
     else:
         parts = {split: image_list(name, root, split) for split in splits}
-        train_transform, test_transform, augmented = crop, centre, True
+        train_transform, test_transform, augmented = crop, centre_crop(name, size), True
     sets = {}
     for split in splits:
-        images, labels = parts[split]
         train = split == "train"
         transform = train_transform if train else test_transform
-        sets[split] = LongTailed(images, labels, transform, augmented and train, root)
+        sets[split] = LongTailed(*parts[split], transform, augmented and train, root)
     if "train" in sets:
         check(name, sets)
     return sets
 
 
+def in_memory(name):
+    """Whether dataset `name` is glyphs_lt or CIFAR; the others are lists of image files."""
+    return name == "glyphs_lt" or name.rstrip("0123456789") in ("cifar10_lt", "cifar100_lt")
+
+
+def centre_crop(name, size):
+    """The test transform: that of [19] for lists; images of 32 pixels stay as they are."""
+    resized = size if in_memory(name) else size * 256 // 224
+    return v2.Compose([v2.Resize(resized), v2.CenterCrop(size)])
+
+
 def check(name, sets):
-    """Raises InputError if a class has no training image. Warns if val or test images are also
-    training images."""
+    """Raises InputError if a class has no training image. Warns of images that a list names more
+    than once, and of val and test images that are also training images."""
     train = sets["train"]
     C = max(len(dataset.N_c) for dataset in sets.values())
     N_c = np.bincount(train.labels, minlength=C)
     if not N_c.all():
         raise InputError(f"{name}: class {N_c.argmin()} has no training image")
+    if in_memory(name):
+        return
     for split, dataset in sets.items():
-        if split != "train" and not torch.is_tensor(dataset.images):
-            overlap = np.intersect1d(dataset.images, train.images)
-            if len(overlap):
-                print(f"warning: {len(overlap):,} {split} images are also training images")
+        if repeated := len(dataset) - len(np.unique(dataset.images)):
+            print(f"warning: {repeated:,} lines of the {split} list repeat an image")
+        overlap = len(np.intersect1d(dataset.images, train.images))
+        if overlap and split != "train":
+            print(f"warning: {overlap:,} {split} images are also training images")
 
 
 class LongTailed(Dataset):
     """A split. An item is (image uint8 [3, size, size], label int).
 
     images: uint8 [N, 3, H, W], or an array of N paths relative to `root`. labels: int [N].
-    N_c: images per class. augmented: whether train.py applies `augment` to the batches.
-    checksum: of the labels and the images; for a list, of the labels and the paths.
+    names: of the classes. N_c: images per class. augmented: whether train.py applies `augment` to
+    the batches. checksum: of the labels and the images; for a list, of the labels and the paths.
     """
 
-    def __init__(self, images, labels, transform=None, augmented=False, root=""):
+    def __init__(self, images, labels, names=(), transform=None, augmented=False, root=""):
         self.images = images
         self.labels = np.array(labels, dtype=np.int64)
+        self.names = list(names)
         self.N_c = np.bincount(self.labels)
         self.transform = transform
         self.augmented = augmented
@@ -134,6 +146,10 @@ def look_up_images(*sets):
 def loader(dataset, workers, **kwargs):
     """A DataLoader of the split. In-memory images without a transform need no workers."""
     workers = workers if dataset.transform else 0
+    if workers and multiprocessing.get_start_method() != "fork":
+        # Each epoch starts new workers. A fork server imports PyTorch once for all of them.
+        multiprocessing.set_forkserver_preload(["torchvision.transforms.v2"])
+        kwargs["multiprocessing_context"] = "forkserver"
     return DataLoader(dataset, num_workers=workers, pin_memory=torch.cuda.is_available(), **kwargs)
 
 
@@ -144,7 +160,8 @@ def shots(N_c):
 
 # ------------------------------------------------------------------------------ images
 def read_image(path):
-    """Decode an image file to uint8 [3, H, W], upright. Raises InputError with the path."""
+    """Decode an image file to uint8 [3, H, W], upright, on white where it is transparent. Raises
+    InputError with the path."""
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -155,9 +172,16 @@ def read_image(path):
                 buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 return torchvision.io.decode_jpeg(buffer, torchvision.io.ImageReadMode.RGB)
         image = Image.open(io.BytesIO(data))
-        if image.mode[0] in "IF":
+        stored = str([tile[3] for tile in image.tile])  # Pillow reads 16-bit colour as 8 bits
+        if image.mode[0] in "IF" or ";16" in stored or "65535" in stored:
             raise ValueError("it has more than 8 bits a channel")
-        return v2.functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+        image.getexif()  # keeps the orientation
+        image.info.pop("exif", None)  # exif_transpose would write it anew, which can fail
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return v2.functional.pil_to_tensor(image.convert("RGB"))
     except Exception as error:
         raise InputError(f"{path}: not a readable image ({error})") from None
 
@@ -166,8 +190,11 @@ def augment(B):
     """Random flip and ColorJitter(0.4, 0.4, 0.4), as in [19]. uint8 [n, 3, H, W] to the same.
 
     Each image has its own flip and its own factors, and is clipped after each adjustment. The order
-    of the adjustments is drawn once per batch (our choice); [19] draws it for each image.
+    of the adjustments is drawn once per batch (our choice); [19] draws it for each image. Raises
+    ValueError if B is not uint8.
     """
+    if B.dtype != torch.uint8:
+        raise ValueError("images must be uint8, 0 to 255: PILToTensor, not ToTensor")
     shape = len(B), 1, 1, 1
     flip = torch.rand(shape, device=B.device) < 0.5
     x = torch.where(flip, B.flip(3), B).float()
@@ -192,12 +219,12 @@ def pareto(C, N_max, N_min, alpha=6):
 
 
 def glyphs_lt(split):
-    """Images and labels of 62 characters: 1,000 to 5 training images each, by `pareto`, 20
+    """Images, labels and names of 62 characters: 1,000 to 5 training images each, by `pareto`, 20
     validation images and 40 test images."""
     C = len(GLYPHS)
     N_c = {"train": pareto(C, 1000, 5), "val": [20] * C, "test": [40] * C}[split]
     labels = np.repeat(np.arange(C), N_c)
-    return render_glyphs(labels, seed=SPLITS.index(split)), labels
+    return render_glyphs(labels, seed=SPLITS.index(split)), labels, GLYPHS
 
 
 def render_glyphs(labels, seed):
@@ -256,22 +283,23 @@ def cifar_lt(name, root):
         held_out += images[n : n + N_max // 10]
     pool = torch.from_numpy(train.data).permute(0, 3, 1, 2)
     return {
-        "train": (pool[drawn], y[drawn]),
-        "val": (pool[held_out], y[held_out]),
-        "test": (torch.from_numpy(test.data).permute(0, 3, 1, 2), test.targets),
+        "train": (pool[drawn], y[drawn], train.classes),
+        "val": (pool[held_out], y[held_out], train.classes),
+        "test": (torch.from_numpy(test.data).permute(0, 3, 1, 2), test.targets, train.classes),
     }
 
 
 def image_list(name, root, split):
-    """Paths and labels of the list ROOT/NAME_SPLIT.txt. Raises InputError; the message names a bad
-    line."""
+    """Paths, labels and class names of the list ROOT/NAME_SPLIT.txt. A class has the name of the
+    folder of its first image. Raises InputError; the message names a bad line."""
     # Letter case does not matter, because [19] has ImageNet_LT_train.txt.
-    files = {file.lower(): file for file in sorted(os.listdir(root))}
+    files = {file.lower(): file for file in sorted(glob.glob("*.txt", root_dir=root))}
     file = files.get(f"{name}_{split}.txt".lower())
     if file is None:
         raise InputError(f"{root} has no {name}_{split}.txt (see --data and --root)")
     paths = []
     labels = []
+    folders = {}
     with open(os.path.join(root, file), encoding="utf-8-sig") as lines:
         for n, line in enumerate(lines, 1):
             fields = line.rsplit(maxsplit=1)
@@ -279,75 +307,111 @@ def image_list(name, root, split):
                 continue
             if len(fields) != 2 or not fields[1].isdecimal():
                 raise InputError(f"{file}:{n}: {line.strip()!r} is not `PATH LABEL`")
-            paths.append(fields[0])
-            labels.append(int(fields[1]))
+            path = os.path.normpath(fields[0])  # a/x.jpg and ./a//x.jpg are one image
+            label = int(fields[1])
+            paths.append(path)
+            labels.append(label)
+            folders.setdefault(label, os.path.basename(os.path.dirname(path)))
+    names = [folders.get(y, "") for y in range(max(labels, default=-1) + 1)]
     # An array, because every loading process would copy a list of str (pytorch issue 13246).
-    return np.array(paths, dtype=str), labels
+    return np.array(paths, dtype=str), labels, names
 
 
 # ------------------------------------------------------------------------------ python data.py
 def describe(sets):
-    """Print the splits and the shots. Warns of folders whose labels differ between splits. Raises
-    InputError if an image is missing."""
-    N_c = sets["train"].N_c
+    """Print the splits, the shots, and the largest and the smallest class. Warns of classes whose
+    folders differ between splits. Raises InputError if an image is missing."""
+    train = sets["train"]
+    N_c = train.N_c
     for split, dataset in sets.items():
         n = np.bincount(dataset.labels, minlength=len(N_c))
         print(f"{split:6} {n.sum():9,} images {len(n):6,} classes of {n.min():,} to {n.max():,}")
     for shot, mask in shots(N_c).items():
         print(f"{shot:6} {N_c[mask].sum():9,} images {mask.sum():6,} classes (training)")
-    if torch.is_tensor(sets["train"].images):
-        return
-    trained = labels_of_folders(sets["train"])
+    for kind, y in ("largest", N_c.argmax()), ("smallest", N_c.argmin()):
+        print(f"{kind} class: {y}, {train.names[y]}, {N_c[y]:,} training images")
+    # Lists that were numbered in different orders would train well and test at chance.
     for split in "val", "test":
-        for folder, labels in labels_of_folders(sets[split]).items():
-            if folder in trained and not labels & trained[folder]:
-                print(f"warning: {folder}: labels {trained[folder]} in train, {labels} in {split}")
+        for y, name in enumerate(sets[split].names):
+            if name != train.names[y] and name in train.names:
+                print(f"warning: class {y} is {train.names[y]} in train, {name} in {split}")
     look_up_images(*sets.values())
 
 
-def labels_of_folders(dataset):
-    """The labels of the images in each folder, by the folder's name: {str: set of int}."""
-    found = {}
-    for path, label in zip(dataset.images.tolist(), dataset.labels.tolist(), strict=True):
-        found.setdefault(os.path.basename(os.path.dirname(path)), set()).add(label)
-    return found
-
-
 def make(args):
-    """Sec. 4.1: draw disjoint lists ROOT/NAME_{train,val,test}.txt from ROOT/CLASS/*. The training
-    list has class counts by `pareto`; val and test are balanced. The largest folders get the
-    largest counts; folders of equal size are ordered at random. Labels number the folders in
-    alphabetical order, from 0. Raises ValueError if a folder has too few images."""
-    folders = torchvision.datasets.ImageFolder(args.root)
-    paths = np.array([os.path.relpath(path, args.root) for path, _ in folders.samples])
-    size = np.bincount(folders.targets)
-    rng = np.random.default_rng(args.seed)
-    by_size = np.lexsort([rng.permutation(len(size)), -size])  # ties in random order
-    N_c = np.empty_like(size)
-    N_c[by_size] = pareto(len(size), args.max, args.min, args.alpha)
-    lists = {split: [] for split in SPLITS}
-    for label, images in enumerate(np.split(paths, np.cumsum(size)[:-1])):
-        wanted = [N_c[label], args.val, args.test]
-        chosen = rng.choice(images, sum(wanted), replace=False)
-        for split, part in zip(SPLITS, np.split(chosen, np.cumsum(wanted)[:2]), strict=True):
-            lists[split] += [f"{path} {label}\n" for path in part]
-    for split, lines in lists.items():
+    """Write the lists ROOT/NAME_{train,val,test}.txt of the images below ROOT. Labels number the
+    folders of classes in alphabetical order, from 0. Raises InputError.
+
+    If ROOT has the folders train, val and test, these are the splits. Else ROOT has a folder for
+    each class, from which validation and test images are held out. With --max (Sec. 4.1), only some
+    training images are taken: as many as `pareto` says, most from the largest folder.
+    """
+    if sum(os.path.isdir(f"{args.root}/{split}") for split in SPLITS) < 2:
+        lists = draw(class_folders(args.root), args, args.val, args.test)
+    else:  # one folder alone can be a class that is called train
+        lists = {split: class_folders(args.root, split) for split in SPLITS}
+        lists["train"] = draw(lists["train"], args, 0, 0)["train"]
+    labels = {name: label for label, name in enumerate(lists["train"])}
+    for split, folders in lists.items():
+        if unknown := folders.keys() - labels.keys():
+            raise InputError(
+                f"{args.root}/{split} has {min(unknown)}, but {args.root}/train has not"
+            )
+    for split, folders in lists.items():
+        lines = [f"{path} {labels[name]}\n" for name, paths in folders.items() for path in paths]
         with open(f"{args.root}/{args.make}_{split}.txt", "x", encoding="utf-8") as file:
             file.writelines(lines)
 
 
+def class_folders(root, split=""):
+    """The images in the folders of ROOT/SPLIT: {folder: paths relative to root}. Raises InputError
+    if there are none."""
+    folders = {}
+    top = os.path.join(root, split)
+    for path in sorted(glob.glob("*/**/*", root_dir=top, recursive=True)):  # no hidden files
+        if path.lower().endswith(IMG_EXTENSIONS):
+            name = path.split(os.sep)[0]
+            folders.setdefault(name, []).append(os.path.join(split, path))
+    if not folders:
+        raise InputError(f"{top} has no folders of images (see --root)")
+    return dict(sorted(folders.items()))
+
+
+def draw(folders, args, val, test):
+    """Draw disjoint splits from {class: paths}: {split: {class: paths}}. Raises InputError."""
+    rng = np.random.default_rng(args.seed)
+    size = np.array([len(paths) for paths in folders.values()])
+    if args.max:
+        by_size = np.lexsort([rng.permutation(len(size)), -size])  # ties in random order
+        N_c = np.empty_like(size)
+        N_c[by_size] = pareto(len(size), args.max, args.min)
+    lists = {split: {} for split in SPLITS}
+    for y, (name, paths) in enumerate(folders.items()):
+        if args.max:
+            wanted = [N_c[y], val, test]
+        else:  # hold out at most a fifth each: small classes need their images for training
+            held_out = [min(val, size[y] // 5), min(test, size[y] // 5)]
+            wanted = [size[y] - sum(held_out), *held_out]
+        if sum(wanted) > size[y]:
+            need = "{} for training, {} for validation and {} for testing".format(*wanted)
+            raise InputError(f"{args.root}: {name} has {size[y]} images, but it needs {need}")
+        chosen = rng.choice(paths, sum(wanted), replace=False)
+        for split, part in zip(SPLITS, np.split(chosen, np.cumsum(wanted)[:2]), strict=True):
+            lists[split][name] = part
+    return lists
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        description="Describe a dataset, or first make a long-tailed one from a folder of images.",
+        description="Describe a dataset, or first make one of a folder of images.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--data", type=str.lower, default="glyphs_lt", metavar="NAME", help="dataset")
     add("--root", default="data", metavar="DIR", help="dataset folder")
-    add("--make", metavar="NAME", help="write lists of this name, drawn from --root's folders")
-    add("--max", type=int, default=1280, help="--make: training images of the largest class")
-    add("--min", type=int, default=5, help="--make: training images of the smallest class")
-    add("--alpha", type=float, default=6, help="--make: exponent of the Pareto rule")
+    add("--make", metavar="NAME", help="first write lists of this name of the images in --root")
+    add("--max", type=int, help="--make: draw a long tail; training images of the largest class")
+    add("--min", type=int, default=5, help="--make --max: training images of the smallest class")
     add("--val", type=int, default=20, help="--make: validation images per class")
     add("--test", type=int, default=50, help="--make: test images per class")
     add("--seed", type=int, default=0, help="--make: random seed for choosing images")

@@ -3,6 +3,7 @@
     row = shot_accuracy(labels, predictions, N_c)     # {"Many": 95.9, "Medium": ..., ...}
 
     python evaluate.py runs/RUN/last.pt [--split val] [--export FILE.npz]
+    python evaluate.py runs/RUN/last.pt --image FILE     # the most likely classes of an image
 
 The shots are those of the training set, whatever split is evaluated.
 """
@@ -16,13 +17,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data import WORKERS, InputError, load, loader, look_up_images, run, shots
+from data import WORKERS, centre_crop, load, loader, look_up_images, read_image, run, shots
 from model import Model
+from sampler import InputError
 
 
 def class_accuracy(labels, predictions, C):
     """Accuracy per class in percent, [C]; NaN for a class without images. labels and predictions:
     int [N]."""
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
     total = np.bincount(labels, minlength=C)
     right = np.bincount(labels[labels == predictions], minlength=C)
     with np.errstate(invalid="ignore"):  # 0 / 0
@@ -30,16 +33,15 @@ def class_accuracy(labels, predictions, C):
 
 
 def shot_accuracy(labels, predictions, N_c):
-    """Sec. 4.2, in percent. "Many", "Medium" and "Low" are means of the shot's class accuracies.
-    "Overall" is over all images. Sec. 4.2 has it "over all classes", which is the same if the split
-    is balanced. NaN if there are no images. N_c: training images per class, int [C].
-    """
+    """Sec. 4.2, in percent: means of the class accuracies, over the classes of a shot and "Overall"
+    over all classes. Classes without images take no part; NaN if no class is left. N_c: training
+    images per class, int [C]."""
     accuracy = class_accuracy(labels, predictions, len(N_c))
+    every = np.ones(len(N_c), dtype=bool)
     row = {}
-    for shot, mask in shots(N_c).items():
-        mask = mask & ~np.isnan(accuracy)
-        row[shot] = float(accuracy[mask].mean()) if mask.any() else math.nan
-    row["Overall"] = 100 * float(np.mean(labels == predictions)) if len(labels) else math.nan
+    for shot, mask in (shots(np.asarray(N_c)) | {"Overall": every}).items():
+        existing = accuracy[mask & ~np.isnan(accuracy)]
+        row[shot] = float(existing.mean()) if len(existing) else math.nan
     return row
 
 
@@ -79,24 +81,21 @@ def report(split, dataset, predictions, N_c):
     print(title, *titles, sep="  ")
     cells = [f"{cell(x, 1):>{len(t)}}" for x, t in zip(row.values(), titles, strict=True)]
     print(" " * len(title), *cells, sep="  ")
-    if np.ptp(np.bincount(dataset.labels, minlength=len(N_c))):  # not balanced
-        print("Overall is the mean over images, the others over the classes that have images.")
 
 
 def cell(x, digits):
     return "-" if math.isnan(x) else f"{x:.{digits}f}"
 
 
-def write_test(path, labels, predictions, N_c):
+def write_test(path, labels, predictions, N_c, names):
     """Write test.csv: the accuracy of each shot, then of each class."""
     with open(path, "w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["class", "N_c", "accuracy"])
-        for shot, accuracy in shot_accuracy(labels, predictions, N_c).items():
-            rows.writerow([shot, "", accuracy])
-        accuracies = class_accuracy(labels, predictions, len(N_c))
-        for y, (n, accuracy) in enumerate(zip(N_c, accuracies, strict=True)):
-            rows.writerow([y, n, accuracy])
+        rows.writerow(["class", "name", "N_c", "accuracy"])
+        by_shot = shot_accuracy(labels, predictions, N_c)
+        rows.writerows([shot, "", "", accuracy] for shot, accuracy in by_shot.items())
+        by_class = class_accuracy(labels, predictions, len(N_c))
+        rows.writerows(zip(range(len(N_c)), names, N_c, by_class, strict=True))
 
 
 def load_checkpoint(path):
@@ -112,6 +111,29 @@ def load_checkpoint(path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def load_model(path):
+    """The trained network, ready to predict on the GPU if there is one, and its checkpoint. "names"
+    in the checkpoint are the classes, and "settings" has the size of an image."""
+    checkpoint = load_checkpoint(path)
+    settings = checkpoint["settings"]
+    network = {key: settings[key] for key in ("arch", "small_stem", "precision")}
+    model = Model(C=len(checkpoint["N_c"]), **network)
+    model.load_state_dict(checkpoint["model"])  # of RRS-Only, too: it has h_a also as h
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.eval(), checkpoint
+
+
+@torch.inference_mode()
+def classify(model, checkpoint, path):
+    """The five most likely classes of an image file (Sec. 3.4): [(name, probability)]."""
+    settings = checkpoint["settings"]
+    image = centre_crop(settings["data"], settings["size"])(read_image(path))
+    logits = model(image[None].to(model.h.weight.device))[0]
+    best = logits.softmax(0).topk(min(5, len(logits)))
+    names = [checkpoint["names"][y] for y in best.indices.tolist()]
+    return list(zip(names, best.values.tolist(), strict=True))
+
+
 def describe_run(checkpoint):
     """What was trained, in one line."""
     settings = checkpoint["settings"]
@@ -121,38 +143,41 @@ def describe_run(checkpoint):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        description="Accuracy of a trained checkpoint.",
+        description="Accuracy of a trained checkpoint, or its prediction for an image.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("checkpoint", help="last.pt of a run")
+    add("--image", metavar="FILE", help="only predict the class of this image")
     add("--split", choices=["val", "test"], default="test", help="split to evaluate")
     add("--export", metavar="FILE.npz", help="save predictions, features and weight norms")
     add("--root", metavar="DIR", help="dataset folder, if it has moved since training")
     add("--workers", type=int, default=WORKERS, help="data-loading processes")
     args = parser.parse_args(argv)
-    checkpoint = load_checkpoint(args.checkpoint)
+    model, checkpoint = load_model(args.checkpoint)
+    print(describe_run(checkpoint))
+    if args.image:
+        for name, probability in classify(model, checkpoint, args.image):
+            print(f"{100 * probability:5.1f} %  {name}")
+        return
     settings = checkpoint["settings"]
     N_c = np.array(checkpoint["N_c"])
     root = settings["root"] if args.root is None else args.root
     dataset = load(settings["data"], root, settings["size"], [args.split])[args.split]
+    if len(dataset.N_c) > len(N_c):
+        beyond = f"has label {len(dataset.N_c) - 1}, but the run has only {len(N_c)} classes"
+        raise InputError(f"{settings['data']} in {root} {beyond}")
     look_up_images(dataset)
     if dataset.checksum != checkpoint["checksums"][args.split]:
         print(f"warning: {settings['data']} in {root}: not the run's {args.split} split")
-    model = Model(
-        settings["arch"],
-        len(N_c),
-        small_stem=settings["small_stem"],
-        precision=settings["precision"],
-    )
-    model.load_state_dict(checkpoint["model"])
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    print(describe_run(checkpoint))
     predictions, features = predict(model, dataset, args.workers)
     report(args.split, dataset, predictions, N_c)
     if args.export:
+        file = args.export.removesuffix(".npz") + ".npz"
+        images = {} if torch.is_tensor(dataset.images) else {"images": dataset.images}
         np.savez(
-            args.export,
+            file,
+            **images,
             labels=dataset.labels,
             predictions=predictions,
             N_c=N_c,
@@ -160,7 +185,7 @@ def main(argv=None):
             class_accuracy=class_accuracy(dataset.labels, predictions, len(N_c)),  # Fig. 3
             weight_norms=model.h.weight.detach().norm(dim=1).cpu().numpy(),  # Fig. 4, Sec. 4.6
         )
-        print(f"saved {args.export}")
+        print(f"saved {file}")
 
 
 if __name__ == "__main__":

@@ -27,55 +27,54 @@ import torch.nn.functional as F
 from torch.nn import SyncBatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from data import WORKERS, InputError, augment, load, loader, look_up_images, run
-from evaluate import (
-    cell,
-    describe_run,
-    load_checkpoint,
-    predict,
-    report,
-    shot_accuracy,
-    write_test,
-)
+from data import WORKERS, augment, load, loader, look_up_images, run
+from evaluate import cell, describe_run, load_checkpoint, predict, report, shot_accuracy, write_test
 from model import ARCHS, Model, best_precision
-from sampler import ClassBalancedSampler, JointBatchSampler, RegularRandomSampler
+from sampler import ClassBalancedSampler, InputError, JointBatchSampler, RegularRandomSampler
 
 
 # ------------------------------------------------------------------------------ Algorithm 1
 def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but in one piece)
     """Run Algorithm 1 as process `rank` of `world`, from scratch or from a checkpoint.
 
-    args, checkpoint: what `parse` returns. Raises InputError, and ValueError for a batch that can't
-    be drawn.
+    args, checkpoint: what `parse` returns. Raises InputError.
     """
+    if rank == 0 and checkpoint is None and os.path.exists(args.out):
+        raise InputError(f"{args.out} exists: continue it with --resume, or choose another --out")
+    source = None  # the run that phi comes from (Table 3)
+    if checkpoint is None and args.init is not None:
+        source = load_checkpoint(args.init)
+
     sets = load(args.data, args.root, args.size)
-    look_up_images(*sets.values())
     N_c = sets["train"].N_c
     C = len(N_c)
     batches = make_batches(args, sets["train"], rank, world)
     M = args.epochs * len(batches)
-    model, optimizer, schedule = build(args, C, M, device, resumed=checkpoint is not None)
+    look_up_images(*sets.values())
+    model, optimizer, schedule = build(args, C, M, device, source, checkpoint)
+
+    # What last.pt holds beside the weights. All processes must have the dataset of the first one,
+    # and a resumed run that of its start.
     checksums = {split: dataset.checksum for split, dataset in sets.items()}
-    # All processes must have the same dataset, and a resumed run must have its old one.
-    expected = from_first(lambda: checksums) if checkpoint is None else checkpoint["checksums"]
-    if checksums != expected:
+    state = checkpoint or from_first(
+        {
+            "method": name_of_method(args, source, checksums),
+            "settings": vars(args),
+            "checksums": checksums,
+            "N_c": N_c.tolist(),
+            "names": sets["train"].names,
+            "record": [],
+        }
+    )
+    if state["checksums"] != checksums:
         raise InputError(f"{args.data} in {args.root} is not the dataset of this run")
-    fixed = {"settings": vars(args), "checksums": checksums, "N_c": N_c.tolist()}
-    if checkpoint is None:
-        fixed["method"] = start(args, checksums, model)
-        record = []
-        if rank == 0:
-            os.makedirs(args.out)  # a new run needs a new folder
-            save(args.out, fixed, record, model, optimizer, schedule)
-    else:
-        fixed["method"] = checkpoint["method"]
-        record = checkpoint["record"]
-        model.load_state_dict(checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        schedule.load_state_dict(checkpoint["schedule"])
+    record = state["record"]
+    if rank == 0 and checkpoint is None:
+        os.makedirs(args.out)
+        save(state, model, optimizer, schedule)
     if world > 1 and device.type == "cuda":  # SyncBatchNorm needs CUDA
         SyncBatchNorm.convert_sync_batchnorm(model)  # in place; the parameters stay the same
-    print(f"{fixed['method']}: {C} classes, {N_c.sum():,} images; output: {args.out}")
+    print(f"{state['method']}: {C} classes, {N_c.sum():,} images, {M:,} iterations; to {args.out}")
     print(vars(args), flush=True)
 
     phi, h, h_a, h_s = model.phi, model.h, model.h_a, model.h_s
@@ -145,7 +144,7 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
         accuracy = shot_accuracy(sets["val"].labels, predictions, N_c)
         record.append(row | {f"val_{shot}": x for shot, x in accuracy.items()})
         if rank == 0:
-            save(args.out, fixed, record, model, optimizer, schedule)
+            save(state, model, optimizer, schedule)
         progress.row(m, record[-1])
 
     # Our choice: test the model of the last epoch. [19] tests the epoch with the best validation
@@ -153,7 +152,7 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
     predictions, _ = predict(model, sets["test"], args.workers, rank, world)
     report("test", sets["test"], predictions, N_c)
     if rank == 0:
-        write_test(f"{args.out}/test.csv", sets["test"].labels, predictions, N_c)
+        write_test(f"{args.out}/test.csv", sets["test"].labels, predictions, N_c, state["names"])
     print(f"saved last.pt, record.csv and test.csv in {args.out}")
 
 
@@ -182,17 +181,23 @@ def make_batches(args, dataset, rank, world):
     return loader(dataset, args.workers, batch_sampler=joint)
 
 
-def build(args, C, M, device, resumed=False):
-    """The model, SGD, and the cosine schedule of M iterations."""
+def build(args, C, M, device, source=None, checkpoint=None):
+    """The model, SGD, and the cosine schedule of M iterations: with phi of the checkpoint `source`,
+    or with all of the run's own checkpoint. Raises InputError if `source` has another ResNet."""
     torch.manual_seed(args.seed)
     model = Model(
         args.arch,
         C,
         tied=not args.lambdas[0],  # RRS-Only has one classifier, and it predicts
-        pretrained=args.pretrained and not resumed,  # a checkpoint has its own weights
+        pretrained=args.pretrained and checkpoint is None,  # a checkpoint has its own weights
         small_stem=args.small_stem,
         precision=args.precision,
     )
+    if source:
+        if source["settings"]["arch"] != args.arch:
+            raise InputError(f"{args.init} has phi of {source['settings']['arch']}")
+        phi = {name: w for name, w in source["model"].items() if name.startswith("phi.")}
+        model.load_state_dict(phi, strict=False)
     model.to(device)
 
     # The layers without ImageNet weights. Our choice: the 512-d layer, too, learns at the full lr.
@@ -205,38 +210,39 @@ def build(args, C, M, device, resumed=False):
     optimizer = torch.optim.SGD(
         groups, args.lr, args.momentum, weight_decay=args.weight_decay, fused=True
     )
-    return model, optimizer, CosineAnnealingLR(optimizer, M)
+    schedule = CosineAnnealingLR(optimizer, M)
+    if checkpoint:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        schedule.load_state_dict(checkpoint["schedule"])
+    return model, optimizer, schedule
 
 
-def start(args, checksums, model):
-    """Load phi from --init, if given (Table 3). lr and epochs are not changed for fine-tuning (our
-    choice). Returns the name of the method: the paper's, or 'X from Y'."""
+def name_of_method(args, source, checksums):
+    """The paper's name of what is trained, or 'X from Y', if phi comes from another run."""
     name = name_of_tasks(args.lambdas, args.rotation_augmentation)
-    if args.init is None:
+    if source is None:
         return name
-    source = from_first(load_checkpoint, args.init)
-    phi = {k.removeprefix("phi."): v for k, v in source["model"].items() if k.startswith("phi.")}
-    model.phi.load_state_dict(phi)
     finished = len(source["record"]) == source["settings"]["epochs"]
     same_data = source["checksums"]["train"] == checksums["train"]
     if name == "CBS-Only" and source["method"] == "RRS-Only" and finished and same_data:
-        return "ftRRS+CBS"
+        return "ftRRS+CBS"  # Table 3. Our choice: it has the same lr and epochs again
     return f"{name} from {describe_run(source)}"
 
 
-def from_first(function, *args):
-    """function(*args), computed by the first process and sent to the others."""
-    if not dist.is_initialized():
-        return function(*args)
-    result = [function(*args) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(result)
-    return result[0]
+def from_first(x):
+    """The first process's x, in every process."""
+    values = [x]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 # ------------------------------------------------------------------------------ in the loop
 def average_gradients(model, world):
     """Replace each gradient by its mean over the processes. This is the gradient of the whole
-    batch, because the processes' shares of the batch are equal."""
+    batch, because the processes' shares of the batch are equal. DistributedDataParallel does it
+    only for a model that is called as a whole; the loop calls phi and the heads one by one."""
     for p in model.parameters():
         dist.all_reduce(p.grad)
         p.grad /= world
@@ -307,19 +313,17 @@ class Progress:
         print(f"{row['epoch']:5}", *(f"{x:>7}" for x in cells), self.speed(m), flush=True)
 
 
-def save(out, fixed, record, model, optimizer, schedule):
+def save(state, model, optimizer, schedule):
     """Write record.csv, and last.pt with everything needed to resume."""
+    out = state["settings"]["out"]
+    record = state["record"]
     with open(f"{out}/record.csv", "w", newline="") as file:
         rows = csv.DictWriter(file, record[0] if record else [], lineterminator="\n")
         rows.writeheader()
         rows.writerows(record)
-    state = {
-        "record": record,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-    }
-    torch.save(fixed | state, f"{out}/last.pt.tmp")
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    weights = {name: part.state_dict() for name, part in parts.items()}
+    torch.save(state | weights, f"{out}/last.pt.tmp")
     # If the run is killed, last.pt is the old or the new checkpoint. record.csv may be newer or
     # incomplete; the resumed run writes it again.
     os.replace(f"{out}/last.pt.tmp", f"{out}/last.pt")
@@ -363,7 +367,7 @@ RECIPES = {  # what differs from DEFAULTS for a dataset, or for 'dataset arch'
     "tinyimagenet_lt": {"size": 64},
     "cifar10_lt": {"epochs": 20, "size": 32},
     "cifar100_lt": {"epochs": 30, "size": 32},
-    "glyphs_lt": {"epochs": 2, "lr": 0.06, "size": 32},
+    "glyphs_lt": {"epochs": 2, "batch_size": 64, "lr": 0.03, "size": 32},
 }
 
 
@@ -390,25 +394,21 @@ def parse(argv=None):
     add(
         "--rotation-augmentation",
         action="store_true",
-        help="add rotated images to l_CBS and l_RRS (Table 5: with --lambdas 0.5 1 0)",
+        help="also classify rotated images (Table 5)",
     )
     add("--batch-size", type=int, metavar="S", help="S: images in B_CBS, and in B_RRS")
     add("--Z", type=int, help="images per class in B_CBS")
     add("--epochs", type=int, help="number of epochs, each of floor(N / S) iterations")
     add("--lr", type=float, help="learning rate at the start of the cosine")
     add("--weight-decay", type=float, metavar="W", help="SGD weight decay")
-    add(
-        "--precision",
-        choices=["bfloat16", "float32"],
-        help="of the computations in phi; on CUDA, PyTorch's float32 convolutions use TF32",
-    )
+    add("--precision", choices=["bfloat16", "float32"], help="of the computations in phi")
     add("--seed", type=int, help="random seed")
     add("--out", metavar="DIR", help="run folder (default: below runs/)")
     add("--resume", metavar="DIR", help="continue this run; takes only --root and --workers")
     given = vars(parser.parse_args(argv))
 
     if "resume" in given:
-        out = given.pop("resume")
+        out = given.pop("resume").removesuffix("/last.pt")
         if given.keys() - {"root", "workers"}:
             parser.error("--resume takes only --root and --workers")
         checkpoint = load_checkpoint(f"{out}/last.pt")
@@ -421,11 +421,12 @@ def parse(argv=None):
     arch = given.get("arch", DEFAULTS["arch"])
     dataset = data.rstrip("0123456789")  # without the imbalance of CIFAR
     settings = DEFAULTS | RECIPES.get(dataset, {}) | RECIPES.get(f"{dataset} {arch}", {}) | given
+    if not any(settings["lambdas"][:2]):
+        parser.error("--lambdas: the first (CBS) or the second (RRS) weight must not be 0")
     tasks = name_of_tasks(settings["lambdas"], settings["rotation_augmentation"])
     tasks += "-init" if settings["init"] else ""
     weights = "_".join(f"{weight:g}" for weight in settings["lambdas"])
-    default = f"runs/{data}-{arch}-{tasks}-{weights}-seed{settings['seed']}"
-    settings.setdefault("out", default)
+    settings.setdefault("out", f"runs/{data}-{arch}-{tasks}-{weights}-seed{settings['seed']}")
     return argparse.Namespace(**settings), None
 
 
@@ -447,7 +448,7 @@ def main(argv=None):
     if torchrun:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         rank, world = dist.get_rank(), dist.get_world_size()
-    args, checkpoint = from_first(parse, argv)
+    args, checkpoint = from_first(parse(argv) if rank == 0 else None)
     if rank > 0:  # only the first process prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:

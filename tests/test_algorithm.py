@@ -28,7 +28,7 @@ def sets():
     for split, n in (("train", [12, 8, 4, 2]), ("val", [1] * 4), ("test", [1] * 4)):
         labels = np.repeat(np.arange(4), n)
         images = torch.randint(256, (len(labels), 3, 32, 32), dtype=torch.uint8, generator=g)
-        sets[split] = data.LongTailed(images, labels)
+        sets[split] = data.LongTailed(images, labels, names="abcd")
     return sets
 
 
@@ -196,6 +196,15 @@ def test_phi_is_torchvisions_resnet_with_a_512d_layer_and_relu_and_h_predicts():
     torch.testing.assert_close(model(images), model.h(expected), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_images_that_are_not_uint8_are_refused(dtype):
+    """ToTensor's images are 0 to 1: without a word, all would get the same class."""
+    images = torch.rand(2, 3, 32, 32).to(dtype)
+    for refuses in Model("resnet10", C=2), data.augment:
+        with pytest.raises(ValueError, match="images must be uint8, 0 to 255: PILToTensor"):
+            refuses(images)
+
+
 def test_small_stem_keeps_the_size_of_the_image():
     phi = Model("resnet10", C=2, small_stem=True).phi
     features = phi.resnet.maxpool(phi.resnet.conv1(torch.zeros(1, 3, 32, 32)))
@@ -220,14 +229,16 @@ def test_pretrained_layers_have_the_small_rate_and_new_ones_the_large(monkeypatc
         model, "get_model", lambda arch, weights: asked.append(weights) or get_model(arch)
     )
     args = train.parse(["--data", "places_lt", "--arch", "resnet152"])[0]
-    built, optimizer, _ = train.build(args, 7, 100, "cpu")
+    built, optimizer, schedule = train.build(args, 7, 100, "cpu")
     assert asked == ["IMAGENET1K_V1"]
     rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
     for name, p in built.named_parameters():
         new = name.split(".")[0] in ("h", "h_a", "h_s") or name.startswith("phi.resnet.fc")
         assert rates.pop(id(p)) == (0.1 if new else 0.001)
     assert not rates
-    train.build(args, 7, 100, "cpu", resumed=True)
+    parts = {"model": built, "optimizer": optimizer, "schedule": schedule}
+    checkpoint = {name: part.state_dict() for name, part in parts.items()}
+    train.build(args, 7, 100, "cpu", checkpoint=checkpoint)
     assert asked == ["IMAGENET1K_V1", None]  # a resumed run downloads nothing
     args = train.parse(["--data", "places_lt", "--arch", "resnet50"])[0]
     _, optimizer, _ = train.build(args, 7, 100, "cpu")

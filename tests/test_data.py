@@ -1,8 +1,11 @@
 """Datasets against hand-worked and published counts; images of every kind against NumPy."""
 
+import io
 import os
 import pickle
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -131,12 +134,74 @@ def test_a_jpeg_is_upright_whatever_tells_its_orientation(tmp_path, lying, segme
     assert_is(tmp_path / "a.jpg", np.rot90(lying, -1))
 
 
-@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
-def test_images_of_more_than_8_bits_are_refused_by_name(tmp_path, kind):
-    path = tmp_path / "deep.tiff"
-    Image.fromarray(np.zeros((9, 9), kind)).save(path)
+def photograph(pointer, tag, value):
+    """EXIF with orientation 6, and in a further part one tag that is a fraction."""
+    ifd = struct.pack("<HHHIHHHHIII", 2, 0x112, 3, 1, 6, 0, pointer, 4, 1, 38, 0)
+    part = struct.pack("<HHHIIIii", 1, tag, 10, 1, 56, 0, *value)
+    return b"Exif\0\0II*\0\x08\0\0\0" + ifd + part
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [photograph(0x8825, 6, (-10, 1)), photograph(0x8769, 0x9204, (-2, 0))],
+    ids=["below sea level", "an exposure bias of -2/0, as Samsung phones write it"],
+)
+def test_a_photograph_is_upright_if_pillow_cannot_write_its_exif_anew(tmp_path, lying, segment):
+    Image.fromarray(lying).save(tmp_path / "a.jpg", quality=95)
+    plain = (tmp_path / "a.jpg").read_bytes()
+    length = (len(segment) + 2).to_bytes(2, "big")
+    (tmp_path / "a.jpg").write_bytes(plain[:2] + b"\xff\xe1" + length + segment + plain[2:])
+    assert_is(tmp_path / "a.jpg", np.rot90(lying, -1))
+
+
+def png_of_16_bits(kind, channels):
+    """A PNG file by its specification; Pillow does not write 16-bit colour."""
+
+    def chunk(name, content):
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    rows = b"".join(b"\0" + bytes(9 * 2 * channels) for _ in range(9))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 16, kind, 0, 0, 0))
+    end = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + end
+
+
+def tiff(kind):
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((9, 9), kind)).save(file, "tiff")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [tiff(np.uint16), tiff(np.int32), tiff(np.float32)]
+    + [png_of_16_bits(*kind) for kind in ((0, 1), (2, 3), (4, 2), (6, 4))]
+    + [b"P6 9 9 65535\n" + bytes(9 * 9 * 6), b"P5 9 9 65535\n" + bytes(9 * 9 * 2)],
+)
+def test_images_of_more_than_8_bits_are_refused_by_name(tmp_path, content):
+    path = tmp_path / "deep"
+    path.write_bytes(content)
     with pytest.raises(InputError, match=f"^{path}: .*more than 8 bits"):
         read_image(str(path))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(tmp_path, mode):
+    """Black ink on a transparent page, in one column half transparent."""
+    alpha = np.zeros((4, 6), np.uint8)
+    alpha[:, :2] = 255
+    alpha[:, 2] = 128 if mode != "P" else 0
+    image = Image.fromarray(np.zeros((4, 6), np.uint8)).convert(mode)
+    if mode == "P":
+        image = Image.fromarray(alpha // 255, "P")
+        image.putpalette([90, 0, 0, 0, 0, 0])
+        image.info["transparency"] = 0
+    else:
+        image.putalpha(Image.fromarray(alpha))
+    image.save(tmp_path / "a.png")
+    read = read_image(str(tmp_path / "a.png"))
+    assert np.abs(read.numpy().astype(int) - (255 - alpha)).max() <= 1
 
 
 def test_a_broken_image_is_refused_by_name(kinds, tmp_path):
@@ -232,21 +297,37 @@ def test_a_bad_line_is_one_line_before_training(tmp_path, refused, split, line, 
 def test_a_dataset_that_is_not_there_is_one_line(tmp_path, refused):
     said = refused("train.py", "--data", "imagenet_lt", "--root", tmp_path)
     assert said == f"error: {tmp_path} has no imagenet_lt_train.txt (see --data and --root)"
-    said = refused("train.py", "--data", "imagenet_lt", "--root", tmp_path / "nosuch")
-    assert said == f"error: [Errno 2] No such file or directory: '{tmp_path}/nosuch'"
+    said = refused("train.py", "--data", "x", "--root", tmp_path / "nosuch")
+    assert said == f"error: {tmp_path}/nosuch has no x_train.txt (see --data and --root)"
     for name in "glyphs_lt", "cifar10_lt":
         said = refused("train.py", "--data", name, "--size", "64")
         assert said == f"error: {name} has images of 32 pixels, not of 64"
 
 
-def test_test_images_that_are_training_images_are_one_warning(tmp_path, capsys):
+@pytest.mark.parametrize("spelling", ["train/", "./train/", "train//", "test/../train/"])
+def test_test_images_that_are_training_images_are_one_warning(tmp_path, capsys, spelling):
     write_lists(tmp_path)
     load("tiny", str(tmp_path), 32)
     assert "warning" not in capsys.readouterr().out
     lines = (tmp_path / "tiny_train.txt").read_text().splitlines(keepends=True)
-    (tmp_path / "tiny_test.txt").write_text("".join(lines[:7]))
+    other = [line.replace("train/", spelling) for line in lines[:7]]
+    (tmp_path / "tiny_test.txt").write_text("".join(other))
     load("tiny", str(tmp_path), 32)
     assert capsys.readouterr().out == "warning: 7 test images are also training images\n"
+
+
+def test_an_image_that_a_list_names_again_is_one_warning(tmp_path, capsys):
+    """Since N_c counts lines."""
+    write_lists(tmp_path)
+    for split, again in ("train", 3), ("val", 1):
+        path = tmp_path / f"tiny_{split}.txt"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([*lines, *[f"./{line}" for line in lines[:again]]]))
+    assert load("tiny", str(tmp_path), 32)["train"].N_c[0] == 27
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: 3 lines of the train list repeat an image",
+        "warning: 1 lines of the val list repeat an image",
+    ]
 
 
 def test_data_py_describes_lists_also_without_their_images(tmp_path, capsys):
@@ -261,14 +342,16 @@ def test_data_py_describes_lists_also_without_their_images(tmp_path, capsys):
         "val 6 images 3 classes of 2 to 2",
         "test 10 images 3 classes of 3 to 4",
     ]
-    assert out[3:6] == [
+    assert out[3:] == [
         "Many 120 images 1 classes (training)",
         "Medium 21 images 1 classes (training)",
         "Low 5 images 1 classes (training)",
+        "largest class: 0, class0, 120 training images",
+        "smallest class: 2, class2, 5 training images",
     ]
 
 
-def test_folders_whose_labels_differ_between_splits_are_named(tmp_path, capsys):
+def test_classes_whose_folders_differ_between_splits_are_named(tmp_path, capsys):
     write_lists(tmp_path)
     lines = (tmp_path / "tiny_test.txt").read_text()
     swapped = lines.replace(".JPEG 0", ".JPEG x").replace(".JPEG 1", ".JPEG 0")
@@ -278,8 +361,8 @@ def test_folders_whose_labels_differ_between_splits_are_named(tmp_path, capsys):
         data.main(["--data", "tiny", "--root", str(tmp_path)])
     warnings = [x for x in capsys.readouterr().out.splitlines() if x.startswith("warning")]
     assert warnings == [
-        "warning: class0: labels {0} in train, {1} in test",
-        "warning: class1: labels {1} in train, {0} in test",
+        "warning: class 0 is class0 in train, class1 in test",
+        "warning: class 1 is class1 in train, class0 in test",
     ]
 
 
@@ -360,14 +443,27 @@ def made(root, name):
     return lists
 
 
+def write_folders(root, sizes):
+    """Images in the folders `sizes` {folder: number}, each of another grey."""
+    for folder, n in sizes.items():
+        (root / folder).mkdir(parents=True)
+        for i in range(n):
+            Image.new("L", (4, 4), i).save(root / folder / f"{i}.png")
+
+
+def counts(lists):
+    """Images per class of each split."""
+    return [np.bincount([y for _, y in lists[split]]).tolist() for split in data.SPLITS]
+
+
 def test_make_draws_disjoint_lists_by_the_pareto_rule(tmp_path, capsys):
     """Larger folders get larger counts, equal ones are ordered at random."""
-    sizes = {"a": 12, "b": 40, "c": 14, "d e": 40, "f": 100, "g": 40}
-    for name, n in sizes.items():
-        (tmp_path / name / "images").mkdir(parents=True)  # as in Tiny-ImageNet
-        for i in range(n):
-            Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / name / f"images/{i}.png")
-        (tmp_path / name / "notes.txt").touch()
+    sizes = {"a": 12, "b": 40, "c": 14, "d": 40, "f": 100, "d e": 40}
+    names = sorted(sizes)
+    write_folders(
+        tmp_path, {f"{name}/images": n for name, n in sizes.items()}
+    )  # as in Tiny-ImageNet
+    (tmp_path / "a/notes.txt").touch()
     flags = ["--root", str(tmp_path), "--max", "90", "--min", "2", "--val", "2", "--test", "3"]
     orders = set()
     for seed in range(8):
@@ -375,13 +471,80 @@ def test_make_draws_disjoint_lists_by_the_pareto_rule(tmp_path, capsys):
         lists = made(tmp_path, f"x{seed}")
         every = [path for lines in lists.values() for path, _ in lines]
         assert len(set(every)) == len(every) and all((tmp_path / path).is_file() for path in every)
-        assert all(path.split("/")[0] == list(sizes)[y] for x in lists.values() for path, y in x)
-        a, b, c, d, f, g = N_c = np.bincount([y for _, y in lists["train"]]).tolist()
+        assert all(path.split("/")[0] == names[y] for x in lists.values() for path, y in x)
+        N_c, val, test = counts(lists)
+        a, b, c, d, de, f = N_c
         assert sorted(N_c, reverse=True) == pareto(6, 90, 2).tolist()
-        assert f >= max(b, d, g) and min(b, d, g) >= c >= a
-        assert np.bincount([y for _, y in lists["test"]]).tolist() == [3] * 6
-        orders.add((b, d, g))
+        assert f >= max(b, d, de) and min(b, d, de) >= c >= a
+        assert (val, test) == ([2] * 6, [3] * 6)
+        orders.add((b, d, de))
     assert len(orders) > 2
     assert "18 images      6 classes of 3 to 3" in capsys.readouterr().out
     with pytest.raises(FileExistsError):
         data.main([*flags, "--make", "x0"])
+
+
+def test_make_holds_out_at_most_a_fifth_of_each_folder_and_trains_with_the_rest(tmp_path, capsys):
+    write_folders(tmp_path, {"cat": 30, "dog": 14, "eel": 4, "train": 9})  # train: a class, too
+    data.main(["--make", "own", "--root", str(tmp_path), "--val", "2", "--test", "5"])
+    lists = made(tmp_path, "own")
+    assert counts(lists) == [[23, 10, 4, 7], [2, 2, 0, 1], [5, 2, 0, 1]]
+    every = [path for lines in lists.values() for path, _ in lines]
+    assert len(set(every)) == len(every) == 57
+    assert load("own", str(tmp_path))["train"].names == ["cat", "dog", "eel", "train"]
+    assert "largest class: 0, cat, 23 training images" in capsys.readouterr().out
+
+
+def test_make_takes_the_splits_that_are_there(tmp_path, capsys):
+    sizes = {"train/cat": 5, "train/dog": 3, "train/eel": 1, "val/dog": 2, "test/cat": 1}
+    write_folders(tmp_path, sizes | {"test/eel": 2})
+    data.main(["--make", "own", "--root", str(tmp_path)])
+    lists = made(tmp_path, "own")
+    assert counts(lists) == [[5, 3, 1], [0, 2], [1, 0, 2]]
+    for split, lines in lists.items():
+        assert all(path.startswith(f"{split}/{['cat', 'dog', 'eel'][y]}/") for path, y in lines)
+    assert "warning" not in capsys.readouterr().out
+    # With --max, N(x) = 4 x^-6 at three x from 1 to 4^(1/6): 4, 1.9 and 1 of the training images.
+    data.main(["--make", "drawn", "--root", str(tmp_path), "--max", "4", "--min", "1"])
+    assert counts(made(tmp_path, "drawn")) == [[4, 2, 1], [0, 2], [1, 0, 2]]
+
+
+def test_make_leaves_out_hidden_files_and_folders(tmp_path):
+    sizes = {"cat": 5, "cat/.ipynb_checkpoints": 5, ".cache/x": 5, "dog": 5}
+    write_folders(tmp_path, sizes)
+    (tmp_path / "cat/._0.png").touch()
+    data.main(["--make", "own", "--root", str(tmp_path)])
+    assert counts(made(tmp_path, "own")) == [[3, 3], [1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    "sizes, flags, said",
+    [({"cat": 40, "newt": 9}, "--max 20 --val 2 --test 3", "newt has 9 images, but it needs 5 for ")]
+    + [({"train/cat": 5, "val/cat": 5, "val/new": 1, "test/cat": 5}, "", "/val has new, but /")]
+    + [({"train/cat": 5, "val/cat": 5}, "", "/test has no folders of images")]
+    + [({}, "", " has no folders of images (see --root)")],
+)
+def test_what_make_cannot_take_is_one_line_and_leaves_nothing(
+    tmp_path, refused, sizes, flags, said
+):
+    write_folders(tmp_path, sizes)
+    line = refused("data.py", "--make", "own", "--root", tmp_path, *flags.split())
+    assert said in line.replace(str(tmp_path), "") and not list(tmp_path.glob("*.txt"))
+
+
+# ------------------------------------------------------------------------------ names
+def test_classes_have_the_names_of_their_folders(tmp_path):
+    (tmp_path / "x_train.txt").write_text(
+        "train/a/cat/1.jpg 1\ntrain/ox/2.jpg 0\ntrain/b/3.jpg 1\n"
+    )
+    for split in "val", "test":
+        (tmp_path / f"x_{split}.txt").write_text("val/elsewhere/4.jpg 1\n")
+    sets = load("x", str(tmp_path))
+    assert sets["train"].names == ["ox", "cat"]
+
+
+def test_classes_of_glyphs_and_cifar_have_names(tmp_path, no_checksums):
+    assert load("glyphs_lt", splits=["val"])["val"].names == list(data.GLYPHS)
+    root = write_cifar(tmp_path, 500, 100)
+    for split in load("cifar100_lt5", root).values():
+        assert split.names == [str(c) for c in range(100)]

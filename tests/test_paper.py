@@ -76,7 +76,7 @@ def test_a_failed_run_is_one_line(tmp_path):
     argv = command(tmp_path / "nosuch")
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: [Errno 2] No such file")
+    assert done.stderr.startswith(f"error: {tmp_path}/nosuch has no tiny_train.txt")
 
 
 SAME = dict.fromkeys(paper.SHOTS, 1.0)

@@ -13,6 +13,7 @@ import torch
 from conftest import finish, start, tiny_flags, write_lists
 from PIL import Image
 
+import evaluate
 import train
 
 
@@ -54,7 +55,7 @@ def undisturbed(tiny_root, tmp_path_factory):
 
 def test_evaluation_from_the_checkpoint_gives_the_row_that_training_printed(undisturbed, script):
     run, out = undisturbed[0]
-    assert out.startswith("CBS+RRS+SS: 4 classes, 62 images; output: run\n")
+    assert out.startswith("CBS+RRS+SS: 4 classes, 62 images, 21 iterations; to run\n")
     header, row, saved = out.splitlines()[-3:]
     assert header == "test accuracy (%)  Many (>=100 images)  Medium (21-99)  Low (<=20)  Overall"
     assert saved == "saved last.pt, record.csv and test.csv in run"
@@ -81,6 +82,8 @@ def test_record_and_test_csv_hold_what_was_printed(undisturbed):
     tested = {x["class"]: x for x in csv.DictReader((run / "test.csv").read_text().splitlines())}
     assert f"{float(tested['Overall']['accuracy']):.1f}" == out.splitlines()[-2].split()[-1]
     assert [int(tested[str(y)]["N_c"]) for y in range(4)] == [24, 21, 12, 5]
+    names = [f"class{y}" for y in range(4)]
+    assert [tested[str(y)]["name"] for y in range(4)] == state_of(run)["names"] == names
 
 
 def test_same_command_same_bits_and_another_seed_others(undisturbed, tiny_root, tmp_path, script):
@@ -108,6 +111,48 @@ def test_export_holds_what_figures_3_and_4_draw(undisturbed, tmp_path, script):
     for y in range(4):
         assert x["class_accuracy"][y] == pytest.approx(100 * right[x["labels"] == y].mean())
     assert out.splitlines()[-1] == "saved figures.npz"
+    for path, label in zip(x["images"], x["labels"], strict=True):
+        assert path.startswith(f"test/class{label}/")
+
+
+def test_an_image_is_predicted_from_the_checkpoint_alone(undisturbed, tiny_root, tmp_path, script):
+    """As in the prediction of the whole list, with the softmax of its logits."""
+    run, _ = undisturbed[0]
+    script("evaluate.py", run / "last.pt", "--export", "figures")
+    x = np.load(tmp_path / "figures.npz")
+    weights = state_of(run)["model"]
+    logits = x["features"] @ weights["h.weight"].numpy().T + weights["h.bias"].numpy()
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    shutil.copytree(run, tmp_path / "copy")  # the lists are not there
+    for i in 0, 7, 19:
+        image = tiny_root / x["images"][i]
+        status, out, _ = script("evaluate.py", "copy/last.pt", "--image", image, "--root", "/x")
+        best = np.argsort(-probabilities[i])
+        expected = [f"{100 * probabilities[i, y]:5.1f} %  class{y}" for y in best]
+        assert status == 0 and out.splitlines()[1:] == expected
+        assert best[0] == x["predictions"][i]
+
+
+def test_an_rrs_only_model_and_a_model_of_small_images_predict(rrs_only, tmp_path):
+    model, checkpoint = evaluate.load_model(rrs_only / "last.pt")
+    assert not model.training and torch.equal(model.h.weight, model.h_a.weight)
+    glyph = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    Image.fromarray(glyph.permute(1, 2, 0).numpy()).save(tmp_path / "glyph.png")
+    checkpoint["settings"]["data"] = "glyphs_lt"  # whose images are not cropped
+    (name, probability), *rest = evaluate.classify(model, checkpoint, str(tmp_path / "glyph.png"))
+    with torch.no_grad():
+        expected = model(glyph[None]).softmax(1).max(1)
+    assert name == checkpoint["names"][expected.indices[0]] and len(rest) == 3
+    assert probability == pytest.approx(expected.values[0].item(), rel=1e-4)
+
+
+def test_a_label_beyond_the_runs_classes_is_one_line_before_anything_is_predicted(
+    undisturbed, tmp_path, refused
+):
+    root = write_lists(tmp_path / "other", ([2] * 5, [1] * 5, [1] * 5))
+    (root / "test/class4/0.JPEG").unlink()
+    said = refused("evaluate.py", undisturbed[0][0] / "last.pt", "--root", root)
+    assert said == f"error: tiny in {root} has label 4, but the run has only 4 classes"
 
 
 # ------------------------------------------------------------------------------ resuming
@@ -145,7 +190,7 @@ def test_ctrl_c_prints_the_command_that_continues(tiny_root, tmp_path):
 
 def test_a_run_that_is_killed_in_its_first_epoch_can_be_resumed(tiny_root, tmp_path, script):
     process = start("train.py", tiny_flags(tiny_root, out="run", epochs=1, batch_size=60), tmp_path)
-    wait_for(process, tmp_path, "output: run")
+    wait_for(process, tmp_path, "iterations; to run")
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
     assert state_of(tmp_path / "run")["record"] == []
@@ -166,6 +211,7 @@ def test_a_resumed_run_has_its_own_settings(undisturbed, tiny_root, tmp_path, sc
     args, checkpoint = train.parse(["--resume", str(run)])
     assert (args.lr, args.epochs, args.root, args.workers) == (0.02, 3, str(tiny_root), 0)
     assert len(checkpoint["record"]) == 3
+    assert train.parse(["--resume", f"{run}/last.pt"])[0] == args
     args, _ = train.parse(["--resume", str(run), "--root", "/x", "--workers", "1"])
     assert (args.root, args.workers, args.out) == ("/x", 1, str(run))
 
@@ -174,7 +220,7 @@ def test_no_run_overwrites_another(undisturbed, tiny_root, refused):
     run, _ = undisturbed[0]
     before = (run / "last.pt").read_bytes()
     said = refused("train.py", *tiny_flags(tiny_root, out=run))
-    assert said == f"error: [Errno 17] File exists: '{run}'"
+    assert said == f"error: {run} exists: continue it with --resume, or choose another --out"
     assert (run / "last.pt").read_bytes() == before
 
 
@@ -213,8 +259,9 @@ def test_a_damaged_checkpoint_is_refused_and_no_code_in_it_runs(undisturbed, tmp
 
 
 def test_a_run_that_is_killed_while_it_saves_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    state = [torch.nn.Linear(2, 2)] * 3
-    train.save(tmp_path, {}, [], *state)
+    state = {"settings": {"out": str(tmp_path)}, "record": []}
+    parts = [torch.nn.Linear(2, 2)] * 3
+    train.save(state, *parts)
     before = (tmp_path / "last.pt").read_bytes()
 
     def half(checkpoint, path):
@@ -224,7 +271,7 @@ def test_a_run_that_is_killed_while_it_saves_keeps_the_checkpoint_before(tmp_pat
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(KeyboardInterrupt):
-        train.save(tmp_path, {}, [{"epoch": 1}], *state)
+        train.save(state | {"record": [{"epoch": 1}]}, *parts)
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
@@ -281,10 +328,19 @@ def test_only_a_finished_run_on_the_same_list_makes_it_ftRRS_CBS(
     + [(["--epochs", "x"], "argument --epochs: invalid int value: 'x'")]
     + [(["--init", "nosuch/last.pt"], "No such file or directory: 'nosuch/last.pt'")]
     + [(["--init", ""], "No such file or directory: ''")]
-    + [(["--resume", "nosuch"], "No such file or directory: 'nosuch/last.pt'")],
+    + [(["--resume", "nosuch"], "No such file or directory: 'nosuch/last.pt'")]
+    + [(["--lambdas", 0, 0, 1], "the first (CBS) or the second (RRS) weight must not be 0")]
+    + [(["--batch-size", 30], "error: Z = 4 does not divide S = 30")]
+    + [(["--batch-size", 9200], "error: S = 9200 is more than the 9014 training images")]
+    + [(["--lambdas", 0, 1, 0, "--batch-size", 9200], "S = 9200 is more than the 9014 training")],
 )
 def test_mistakes_are_one_line(refused, argv, said):
     assert said in refused("train.py", *argv)
+
+
+def test_phi_of_another_network_is_one_line(tiny_root, rrs_only, refused):
+    flags = tiny_flags(tiny_root, out="run", arch="resnet18", init=rrs_only / "last.pt")
+    assert refused("train.py", *flags) == f"error: {rrs_only}/last.pt has phi of resnet10"
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny_root, tmp_path, refused):

@@ -181,6 +181,11 @@ def test_Z_that_does_not_divide_S_is_refused_and_so_are_unequal_shares():
         JointBatchSampler(RegularRandomSampler(112, 12), world=5)
 
 
+def test_a_class_without_an_image_is_refused_by_name():
+    with pytest.raises(ValueError, match="class 1 has no image"):
+        ClassBalancedSampler([0, 0, 2, 2], S=4, Z=2)
+
+
 def test_batch_larger_than_the_set_is_refused():
     for sampler in (
         lambda: RegularRandomSampler(112, 113),
