@@ -4,17 +4,19 @@
     python tests/paper.py --data cifar100_lt --root DIR --rows RRS-Only CBS-Only CBS+RRS
     python tests/paper.py --data cifar100_lt --root DIR --epochs 15 30 60 --figures DIR
 
-Trains each row with each seed and for each number of epochs, in a folder below --out. Started again
-after it was stopped, it resumes the unfinished runs and trains the missing ones. Then it prints the
-tables, the gains, and which of the paper's orderings hold. Other flags go to train.py. The figures
-need matplotlib and scikit-learn.
+Trains each row with each seed and for each number of epochs, in a folder below --out; with several
+GPUs, each of --jobs has its own. Started again after it was stopped, it resumes the unfinished runs
+and trains the missing ones. Then it prints the tables, the gains, and which of the paper's
+orderings hold. Other flags go to train.py. The figures need matplotlib and scikit-learn.
 """
 
 import argparse
 import csv
 import ctypes
+import functools
 import itertools
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -39,6 +42,11 @@ ROWS = {  # Tables 1, 3, 4 and 5: the flags of train.py
     "1:1": "--lambdas 1 1 0",
     "1:0.5": "--lambdas 1 0.5 0",
     "Rotation": "--lambdas 0.5 1 0 --rotation-augmentation",
+}
+METHODS = {  # as train.py names a run, where the row has another name
+    "1:1": "CBS+RRS",
+    "1:0.5": "CBS+RRS",
+    "Rotation": "CBS+RRS+rotation",
 }
 PAPER = {  # Tables 1 to 5: many, medium, low, overall
     ("imagenet_lt", "resnet10"): {
@@ -103,6 +111,7 @@ def parse(argv):
     add("--workers", default="1", help="data-loading workers of each run (default: 1)")
     add("--out", default="runs/paper", metavar="DIR", help="(default: runs/paper)")
     add("--figures", metavar="DIR", help="also draw the figures, as SVG")
+    add("--finished", action="store_true", help="train nothing; report the finished runs")
     args, args.others = parser.parse_known_args(argv)
     args.rows = [row for row in ROWS if row in args.rows]
     if "ftRRS+CBS" in args.rows and "RRS-Only" not in args.rows:
@@ -128,28 +137,43 @@ class Run:
         name = f"{args.data}-{args.arch}-{row.replace(':', '_')}-{self.epochs}epochs-seed{seed}"
         self.folder = Path(args.out, name)
 
-    def finish(self):
-        """Train, or continue. Exits where the folder has a run of other settings."""
+    def is_finished(self, checksums):
+        """Exits if the folder has a run with other settings or on another dataset."""
         last = self.folder / "last.pt"
-        command = [sys.executable, str(ROOT / "train.py"), *self.where]
         if last.exists():
-            theirs = evaluate.load_checkpoint(last)["settings"]
+            theirs = evaluate.load_checkpoint(last)
+            settings = theirs["settings"]
             for key in self.settings.keys() - {"root", "out"}:
-                if self.settings[key] != theirs[key]:
-                    sys.exit(f"{last} was trained with {key} {theirs[key]}; choose another --out")
+                if self.settings[key] != settings[key]:
+                    sys.exit(f"{last} was trained with {key} {settings[key]}; choose another --out")
+            if theirs["checksums"] != checksums:
+                sys.exit(f"{last} was trained on another dataset; choose another --out")
+        return (self.folder / "test.csv").exists()
+
+    def finish(self, checksums, gpu):
+        """Train, or continue, on the GPU of that number ("": on the CPU)."""
+        if self.is_finished(checksums):
+            return
+        command = [sys.executable, str(ROOT / "train.py"), *self.where]
+        if (self.folder / "last.pt").exists():
             command += ["--resume", str(self.folder)]
         else:
             command += [*self.flags, "--out", str(self.folder)]
-        if (self.folder / "test.csv").exists():
-            return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         log = f"{self.folder}.log"
         with open(log, "a") as file:
             how = {"stdout": file, "stderr": file, "preexec_fn": end_with_parent}
             # One thread: the numbers depend on how many there are.
-            status = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **how)
+            env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": gpu}
+            status = subprocess.run(command, env=env, **how)
         if status.returncode:
             sys.exit(f"{log}: {Path(log).read_text().strip().splitlines()[-1]}")
+
+    @functools.cached_property
+    def name(self):
+        """The row; and what train.py says was trained, if this is something else."""
+        method = evaluate.load_checkpoint(self.folder / "last.pt")["method"]
+        return self.row if method == METHODS.get(self.row, self.row) else f"{self.row} ({method})"
 
     def accuracies(self):
         """{shot: percent} of test.csv."""
@@ -169,15 +193,27 @@ def end_with_parent():
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def train_all(args, runs):
+def gpus():
+    """The numbers of the GPUs; [""] if there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return visible.split(",")
+    return [str(i) for i in range(torch.cuda.device_count())] or [""]
+
+
+def train_all(args, runs, checksums):
     """Finish all runs, --jobs at a time. A row that starts from another waits for it."""
-    data.load(args.data, args.root)  # download once, not in each run at the same time
+    free = queue.Queue()
+    for _, gpu in zip(range(args.jobs), itertools.cycle(gpus()), strict=False):
+        free.put(gpu)
     started = {}
 
     def finish(run):
         if run.source:
             started[run.source.folder].result()
-        run.finish()
+        gpu = free.get()
+        run.finish(checksums, gpu)
+        free.put(gpu)
         return run
 
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -207,38 +243,48 @@ def cell(values, spread):
 
 
 def table(args, results):
-    """Print accuracies, gains and verdicts, as the README has them. results: [row][seed][shot]."""
+    """Print accuracies, gains and verdicts. results: {row: {seed: {shot: accuracy}}}."""
     paper = PAPER.get((args.data, args.arch), {})
     print("| Row |", " | ".join(SHOTS), "| Paper |" if paper else "|")
     print("|---|" + "---:|" * (4 + bool(paper)))
-    for row in args.rows:
-        values = [[results[row][seed][shot] for seed in args.seeds] for shot in SHOTS]
+    for row, by_seed in results.items():
+        values = [[accuracies[shot] for accuracies in by_seed.values()] for shot in SHOTS]
         cells = [cell(x, deviation(x)) for x in values]
         cells += [" / ".join(map(str, paper.get(row, [])))] if paper else []
         print("|", " | ".join([row, *cells]), "|")
-    print(f"\nTest accuracy in percent; mean ± standard deviation; seeds: {args.seeds}.\n")
+    print("\nTest accuracy in percent; mean ± standard deviation over the seeds:")
+    print("; ".join(f"{row} {sorted(by_seed)}" for row, by_seed in results.items()), end=".\n\n")
 
     imagenet = PAPER["imagenet_lt", "resnet10"]
     print("| Gain in points |", " | ".join(SHOTS), "| Holds | Paper, ImageNet-LT, ResNet-10 |")
     print("|---|" + "---:|" * 4 + "---|---:|")
     for text, row, others, shot in COMPARISONS:
-        if {row, *others} <= set(args.rows):
-            gained = {shot: gains(results, row, others, shot, args.seeds) for shot in SHOTS}
+        if {row, *others} <= results.keys():
+            gained = {shot: gains(results, row, others, shot) for shot in SHOTS}
             cells = [cell(x, deviation(x) / len(x) ** 0.5) for x in gained.values()]
-            average = "on average" if np.mean(gained[shot]) > 0 else "no"
-            cells.append("on every seed" if min(gained[shot]) > 0 else average)
+            cells.append(verdict(gained[shot]))
             theirs = [imagenet[row][i] - max(imagenet[o][i] for o in others) for i in range(4)]
             cells.append(" / ".join(f"{x:.1f}" for x in theirs).replace("-", "−"))
             print("|", " | ".join([text, *cells]), "|")
-    print(f"\nMean ± standard error; seeds: {args.seeds}.")
+    print("\nMean ± standard error over the seeds that the rows have in common.")
 
 
-def gains(results, row, others, shot, seeds):
-    """By how much a row is better than the best of the others, seed by seed."""
+def gains(results, row, others, shot):
+    """By how much a row is better than the best of the others, on each seed that all have."""
+    seeds = set.intersection(*(set(results[name]) for name in (row, *others)))
     return [
         results[row][seed][shot] - max(results[other][seed][shot] for other in others)
-        for seed in seeds
+        for seed in sorted(seeds)
     ]
+
+
+def verdict(gained):
+    """Whether a comparison holds; a dash if the dataset does not have the shot."""
+    if np.isnan(gained).any():
+        return "–"
+    if min(gained) > 0:
+        return "on every seed" if len(gained) > 1 else "on one seed"
+    return "on average" if np.mean(gained) > 0 else "no"
 
 
 # ------------------------------------------------------------------------------ the figures
@@ -264,8 +310,8 @@ NAMES = {
 
 
 def figures(args, runs):
-    """The figures whose rows were trained: of all seeds dilemma.svg and gain.svg, of the first
-    seed Figs. 2, 3 and 4, all but gain.svg for the first number of epochs."""
+    """The figures whose rows were trained: of all seeds dilemma.svg and length.svg, of the first
+    seed Figs. 2, 3 and 4, all but length.svg for the first number of epochs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -274,7 +320,9 @@ def figures(args, runs):
 
     os.makedirs(args.figures, exist_ok=True)
     lengths = sorted({run.epochs for run in runs})
-    first = {run.row: run for run in runs if (run.epochs, run.seed) == (lengths[0], args.seeds[0])}
+    shortest = [run for run in runs if run.epochs == lengths[0]]
+    seed = min(run.seed for run in shortest)
+    first = {run.name: run for run in shortest if run.seed == seed}
     what = f"{NAMES.get(args.data, args.data)}, {args.arch.replace('resnet', 'ResNet-')}"
 
     def draw(name, size, function, *content):
@@ -283,14 +331,13 @@ def figures(args, runs):
         figure.savefig(Path(args.figures, name), metadata={"Date": None}, dpi=150)
         plt.close(figure)
 
-    if set(COLOURS) <= set(args.rows):
-        shortest = [run for run in runs if run.epochs == lengths[0]]
+    if first.keys() >= COLOURS.keys():
         draw("dilemma.svg", (9, 4.3), dilemma, shortest, what)
     if len(lengths) > 1:
-        draw("gain.svg", (9, 3.6), gain, runs, lengths, args.seeds, what)
-    if {"RRS-Only", "CBS-Only", "CBS+RRS"} <= set(args.rows):
+        draw("length.svg", (9, 4.2), length, runs, lengths, what)
+    if first.keys() >= {"RRS-Only", "CBS-Only", "CBS+RRS"}:
         exports = {row: export(run) for row, run in first.items() if row in COLOURS}
-        what += f", seed {args.seeds[0]}"
+        what += f", seed {seed}"
         draw("figure2.svg", (9, 3.8), figure2, first, exports, what)
         draw("figure3.svg", (9, 5.4), figure3, exports, what)
         draw("figure4.svg", (9, 9), figure4, exports, what)
@@ -322,38 +369,29 @@ def dilemma(figure, runs, what):
         axis.margins(0.35, 0.2)
 
 
-def gain(figure, runs, lengths, seeds, what):
-    """The gain of CBS+RRS over the better baseline, against the length of training."""
-    results = {}
-    for run in runs:
-        by_seed = results.setdefault(run.epochs, {}).setdefault(run.row, {})
-        by_seed[run.seed] = run.accuracies()
+def length(figure, runs, lengths, what):
+    """Overall and low-shot accuracy against the length of training."""
     N_c = np.array(evaluate.load_checkpoint(runs[0].folder / "last.pt")["N_c"])
     draws = N_c.sum() / (len(N_c) * N_c.max())  # of an image of the largest class by CBS, an epoch
-    paper = PAPER["imagenet_lt", "resnet10"]
-    theirs = 90 * 115846 / (1000 * 1280)
-    figure.suptitle(f"Gain of CBS+RRS over the better baseline; {what}", size=12)
+    paper = np.array([62500 / (365 * 4980), 115846 / (1000 * 1280)]) * 90  # Places-LT, ImageNet-LT
+    figure.suptitle(f"Accuracy and the length of training; {what}", size=12)
     for axis, shot in zip(figure.subplots(1, 2), ("Overall", "Low"), strict=True):
-        baselines = ["RRS-Only", "CBS-Only"]
-        gained = [gains(results[n], "CBS+RRS", baselines, shot, seeds) for n in lengths]
-        error = [deviation(x) for x in gained]
-        how = {"color": COLOURS["CBS+RRS"], "capsize": 3, "label": f"this code, {what}"}
-        axis.errorbar(lengths, np.mean(gained, axis=1), error, fmt="o-", **how)
-        i = SHOTS.index(shot)
-        star = paper["CBS+RRS"][i] - max(paper[row][i] for row in baselines)
-        axis.plot(
-            theirs / draws, star, "*k", markersize=11, label="the paper, ImageNet-LT (if 90 epochs)"
-        )
-        axis.axhline(0, color="black", linewidth=0.8)
-        axis.set(xscale="log", xlabel="epochs", ylabel=f"gain (points), {shot.lower()}")
+        axis.axvspan(*paper / draws, color="0.9", label="the paper's datasets (if 90 epochs)")
+        for row, colour in COLOURS.items():
+            points = {}
+            for run in runs:
+                if run.name == row:
+                    points.setdefault(run.epochs, []).append(run.accuracies()[shot])
+            mean, error = [np.mean(x) for x in points.values()], map(deviation, points.values())
+            axis.errorbar(points, mean, [*error], fmt="o-", color=colour, capsize=3, label=row)
+        axis.set(xscale="log", xlabel="epochs", ylabel=f"{shot.lower()} accuracy (%)")
         axis.set_xticks(lengths, lengths)
         axis.minorticks_off()
         top = axis.secondary_xaxis("top", functions=(lambda x: x * draws, lambda x: x / draws))
         top.set_xlabel("how often CBS draws an image of the largest class")
         top.set_xticks([n * draws for n in lengths], [f"{n * draws:.1f}" for n in lengths])
         top.minorticks_off()
-    handles = axis.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=5)
 
 
 def export(run):
@@ -444,12 +482,17 @@ def main(argv=None):
     args = parse(argv)
     settings = itertools.product(args.epochs, args.seeds, args.rows)
     runs = [Run(args, row, seed, epochs) for epochs, seed, row in settings]
-    train_all(args, runs)
+    sets = data.load(args.data, args.root)  # downloaded once, not by each run
+    checksums = {split: dataset.checksum for split, dataset in sets.items()}
+    if args.finished:
+        runs = [run for run in runs if run.is_finished(checksums)]
+    else:
+        train_all(args, runs, checksums)
     for epochs in sorted({run.epochs for run in runs}):
-        results = {row: {} for row in args.rows}
+        results = {}
         for run in runs:
             if run.epochs == epochs:
-                results[run.row][run.seed] = run.accuracies()
+                results.setdefault(run.name, {})[run.seed] = run.accuracies()
         print(f"\n{args.data}, {args.arch}, {epochs} epochs\n")
         table(args, results)
     if args.figures:

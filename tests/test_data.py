@@ -519,7 +519,13 @@ def test_make_leaves_out_hidden_files_and_folders(tmp_path):
 
 @pytest.mark.parametrize(
     "sizes, flags, said",
-    [({"cat": 40, "newt": 9}, "--max 20 --val 2 --test 3", "newt has 9 images, but it needs 5 for ")]
+    [
+        (
+            {"cat": 40, "newt": 9},
+            "--max 20 --val 2 --test 3",
+            "newt has 9 images, but it needs 5 for ",
+        )
+    ]
     + [({"train/cat": 5, "val/cat": 5, "val/new": 1, "test/cat": 5}, "", "/val has new, but /")]
     + [({"train/cat": 5, "val/cat": 5}, "", "/test has no folders of images")]
     + [({}, "", " has no folders of images (see --root)")],

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -42,6 +43,13 @@ def test_a_table_is_killed_and_continued_and_never_mixes_settings(tmp_path, scri
     done = subprocess.run(other, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "|" not in done.stdout
     assert "last.pt was trained with weight_decay 0.0005; choose another --out" in done.stderr
+    # The lists are made anew under the same name.
+    path = root / "tiny_test.txt"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    for flags in (), ("--finished",):
+        done = subprocess.run(command(root, *flags), cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 1 and "|" not in done.stdout
+        assert "last.pt was trained on another dataset; choose another --out" in done.stderr
 
 
 def test_every_row_and_seed_is_a_run_of_the_papers_flags(monkeypatch, tmp_path):
@@ -54,12 +62,11 @@ def test_every_row_and_seed_is_a_run_of_the_papers_flags(monkeypatch, tmp_path):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(paper.subprocess, "run", finished)
-    monkeypatch.setattr(paper.data, "load", lambda *_: None)
     flags = ["--jobs", "3", "--seeds", "4", "5", "--epochs", "1", "2", "--out", str(tmp_path)]
     args = paper.parse(flags)
     settings = list(itertools.product(args.epochs, args.seeds, args.rows))
     runs = [paper.Run(args, row, seed, epochs) for epochs, seed, row in settings]
-    paper.train_all(args, runs)
+    paper.train_all(args, runs, {})
     assert len(started) == len({run.folder for run in runs}) == 4 * len(paper.ROWS) == 32
     for run in runs:
         (argv,) = [c for c in started if c[-1] == str(run.folder)]
@@ -90,8 +97,8 @@ GOOD = {
 
 def printed(capsys, results, *flags):
     """The table of `results` {seed: {row: accuracies}}."""
-    args = paper.parse(["--rows", *GOOD, "--seeds", *map(str, results), *flags])
-    paper.table(args, {row: {seed: x[row] for seed, x in results.items()} for row in GOOD})
+    rows = {row: {seed: x[row] for seed, x in results.items() if row in x} for row in GOOD}
+    paper.table(paper.parse(flags), rows)
     return capsys.readouterr().out
 
 
@@ -103,8 +110,52 @@ def test_gains_and_whether_they_hold_are_those_worked_out_by_hand(capsys):
     assert "0.2±0.8 | on average | 1.4 / 1.0 / 0.0 / 1.0 |" in out  # Table 1: 52.4 - 51.0, ...
     assert "| CBS+RRS over the better baseline | −8.0±0.0 |" in out
     assert "1.0±0.0 | on every seed | −2.4 / 7.0 / 2.4 / 8.5 |" in out
+    assert "| 1.0 | on one seed | 1.4 /" in printed(capsys, {0: GOOD})
     assert "−0.6 | no |" in printed(capsys, {0: worse})
     assert "1.0±0.0 | 1.0±0.0 | 1.0±0.0 | 2.2±1.1 |\n" in out  # 3 and 1.4
+
+
+def test_a_comparison_that_is_not_defined_has_no_verdict(capsys):
+    no_many_shot = {row: x | {"Many": np.nan} for row, x in GOOD.items()}
+    out = printed(capsys, {0: no_many_shot, 1: no_many_shot})
+    assert "| RRS-Only over CBS-Only on many shot | – | " in out
+    (line,) = [line for line in out.splitlines() if "on many shot" in line]
+    assert line.split(" | ")[5] == "–"
+
+
+def test_rows_are_compared_on_the_seeds_that_they_have_in_common(capsys):
+    without = {row: x for row, x in GOOD.items() if row != "CBS+RRS+SS"}
+    out = printed(capsys, {0: GOOD, 1: without})
+    assert "RRS-Only [0, 1]; CBS-Only [0, 1]; CBS+RRS [0, 1]; CBS+RRS+SS [0].\n" in out
+    assert "| CBS+RRS+SS over CBS+RRS | 0.0 | 0.0 | 0.0 | 1.0 | on one seed |" in out
+
+
+@pytest.mark.parametrize("row", ["CBS+RRS", "1:1", "Rotation"])
+def test_a_row_is_named_by_what_its_checkpoint_says_it_is(monkeypatch, row):
+    run = paper.Run(paper.parse([]), row, 0, None)
+    monkeypatch.setattr(paper.evaluate, "load_checkpoint", lambda _: {"method": "CBS+RRS"})
+    assert run.name == ("Rotation (CBS+RRS)" if row == "Rotation" else row)
+
+
+@pytest.mark.parametrize("visible, jobs", [(None, ["0", "1", "0"]), ("4,6", ["4", "6", "4"])])
+def test_each_job_has_a_gpu_of_its_own_in_turn(monkeypatch, tmp_path, visible, jobs):
+    """Three jobs and two GPUs."""
+    together = threading.Barrier(3)
+    used = []
+
+    def finished(command, env, **how):
+        used.append(env["CUDA_VISIBLE_DEVICES"])
+        together.wait(timeout=60)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(paper.subprocess, "run", finished)
+    monkeypatch.setattr(paper.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    args = paper.parse(["--jobs", "3", "--out", str(tmp_path)])
+    paper.train_all(args, [paper.Run(args, "CBS+RRS", seed, None) for seed in range(6)], {})
+    assert sorted(used[:3]) == sorted(used[3:]) == sorted(jobs)
 
 
 @pytest.mark.parametrize("data, arch", paper.PAPER)
