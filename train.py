@@ -458,6 +458,7 @@ def main(argv=None):
             print(f"\nstopped; to continue: python train.py --resume {args.out}")
         sys.exit(130)
     if torchrun:
+        dist.barrier()  # with PyTorch 2.6 and gloo, a process that leaves early can hang
         dist.destroy_process_group()
 
 

@@ -91,6 +91,7 @@ def start(script, argv, folder, env=(), setup=None):
 def finish(process, folder):
     """Wait for a started script: its exit status, stdout and stderr."""
     process.join(120)
+    assert process.exitcode is not None, "it has not ended"
     return process.exitcode, (folder / "stdout").read_text(), (folder / "stderr").read_text()
 
 
