@@ -56,21 +56,19 @@ def load(name, root="data", size=None, splits=SPLITS):
     size = size or (32 if in_memory(name) else 224)
     if in_memory(name) and size != 32:
         raise InputError(f"{name} has images of 32 pixels, not of {size}")
-    crop = v2.RandomResizedCrop(size)
     if name == "glyphs_lt":
         parts = {split: glyphs_lt(split) for split in splits}
-        train_transform, test_transform, augmented = None, None, False  # glyphs vary already
     elif in_memory(name):
         parts = cifar_lt(name, root)
-        train_transform, test_transform, augmented = crop, None, True
     else:
         parts = {split: image_list(name, root, split) for split in splits}
-        train_transform, test_transform, augmented = crop, centre_crop(name, size), True
     sets = {}
     for split in splits:
-        train = split == "train"
-        transform = train_transform if train else test_transform
-        sets[split] = LongTailed(*parts[split], transform, augmented and train, root)
+        transform = None if in_memory(name) else centre_crop(name, size)
+        augmented = split == "train" and name != "glyphs_lt"  # glyphs vary already
+        if augmented:
+            transform = v2.RandomResizedCrop(size)
+        sets[split] = LongTailed(*parts[split], transform, augmented, root)
     if "train" in sets:
         check(name, sets)
     return sets
@@ -100,9 +98,9 @@ def check(name, sets):
     for split, dataset in sets.items():
         if repeated := len(dataset) - len(np.unique(dataset.images)):
             print(f"warning: {repeated:,} lines of the {split} list repeat an image")
-        overlap = len(np.intersect1d(dataset.images, train.images))
-        if overlap and split != "train":
-            print(f"warning: {overlap:,} {split} images are also training images")
+        overlap = np.intersect1d(dataset.images, train.images)
+        if split != "train" and len(overlap):
+            print(f"warning: {len(overlap):,} {split} images are also training images")
 
 
 class LongTailed(Dataset):
@@ -291,7 +289,8 @@ def cifar_lt(name, root):
 
 def image_list(name, root, split):
     """Paths, labels and class names of the list ROOT/NAME_SPLIT.txt. A class has the name of the
-    folder of its first image. Raises InputError; the message names a bad line."""
+    folder of its first image, below what all folders share. Raises InputError; the message names a
+    bad line."""
     # Letter case does not matter, because [19] has ImageNet_LT_train.txt.
     files = {file.lower(): file for file in sorted(glob.glob("*.txt", root_dir=root))}
     file = files.get(f"{name}_{split}.txt".lower())
@@ -308,11 +307,12 @@ def image_list(name, root, split):
             if len(fields) != 2 or not fields[1].isdecimal():
                 raise InputError(f"{file}:{n}: {line.strip()!r} is not `PATH LABEL`")
             path = os.path.normpath(fields[0])  # a/x.jpg and ./a//x.jpg are one image
-            label = int(fields[1])
             paths.append(path)
-            labels.append(label)
-            folders.setdefault(label, os.path.basename(os.path.dirname(path)))
-    names = [folders.get(y, "") for y in range(max(labels, default=-1) + 1)]
+            labels.append(int(fields[1]))
+            folders.setdefault(labels[-1], os.path.dirname(path) or ".")
+    shared = os.path.commonpath([*folders.values()] or ["."]) or "."
+    C = max(folders, default=-1) + 1
+    names = [os.path.relpath(folders[y], shared) if y in folders else "" for y in range(C)]
     # An array, because every loading process would copy a list of str (pytorch issue 13246).
     return np.array(paths, dtype=str), labels, names
 
@@ -346,11 +346,12 @@ def make(args):
     each class, from which validation and test images are held out. With --max (Sec. 4.1), only some
     training images are taken: as many as `pareto` says, most from the largest folder.
     """
-    if sum(os.path.isdir(f"{args.root}/{split}") for split in SPLITS) < 2:
-        lists = draw(class_folders(args.root), args, args.val, args.test)
-    else:  # one folder alone can be a class that is called train
+    has_splits = sum(os.path.isdir(f"{args.root}/{split}") for split in SPLITS) > 1  # not a class
+    if has_splits:
         lists = {split: class_folders(args.root, split) for split in SPLITS}
         lists["train"] = draw(lists["train"], args, 0, 0)["train"]
+    else:
+        lists = draw(class_folders(args.root), args, args.val, args.test)
     labels = {name: label for label, name in enumerate(lists["train"])}
     for split, folders in lists.items():
         if unknown := folders.keys() - labels.keys():
@@ -365,15 +366,15 @@ def make(args):
 
 def class_folders(root, split=""):
     """The images in the folders of ROOT/SPLIT: {folder: paths relative to root}. Raises InputError
-    if there are none."""
+    if there are fewer than two folders."""
     folders = {}
     top = os.path.join(root, split)
     for path in sorted(glob.glob("*/**/*", root_dir=top, recursive=True)):  # no hidden files
         if path.lower().endswith(IMG_EXTENSIONS):
             name = path.split(os.sep)[0]
             folders.setdefault(name, []).append(os.path.join(split, path))
-    if not folders:
-        raise InputError(f"{top} has no folders of images (see --root)")
+    if len(folders) < 2:
+        raise InputError(f"{top} does not have two folders of images (see --root)")
     return dict(sorted(folders.items()))
 
 
@@ -385,16 +386,15 @@ def draw(folders, args, val, test):
         by_size = np.lexsort([rng.permutation(len(size)), -size])  # ties in random order
         N_c = np.empty_like(size)
         N_c[by_size] = pareto(len(size), args.max, args.min)
+    else:  # hold out at most a fifth each: small classes need their images for training
+        val, test = np.minimum(val, size // 5), np.minimum(test, size // 5)
+        N_c = size - val - test
+    each = np.column_stack(np.broadcast_arrays(N_c, val, test))
     lists = {split: {} for split in SPLITS}
-    for y, (name, paths) in enumerate(folders.items()):
-        if args.max:
-            wanted = [N_c[y], val, test]
-        else:  # hold out at most a fifth each: small classes need their images for training
-            held_out = [min(val, size[y] // 5), min(test, size[y] // 5)]
-            wanted = [size[y] - sum(held_out), *held_out]
-        if sum(wanted) > size[y]:
+    for (name, paths), wanted in zip(folders.items(), each, strict=True):
+        if sum(wanted) > len(paths):
             need = "{} for training, {} for validation and {} for testing".format(*wanted)
-            raise InputError(f"{args.root}: {name} has {size[y]} images, but it needs {need}")
+            raise InputError(f"{args.root}: {name} has {len(paths)} images, but it needs {need}")
         chosen = rng.choice(paths, sum(wanted), replace=False)
         for split, part in zip(SPLITS, np.split(chosen, np.cumsum(wanted)[:2]), strict=True):
             lists[split][name] = part

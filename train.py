@@ -56,16 +56,15 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
     # What last.pt holds beside the weights. All processes must have the dataset of the first one,
     # and a resumed run that of its start.
     checksums = {split: dataset.checksum for split, dataset in sets.items()}
-    state = checkpoint or from_first(
-        {
-            "method": name_of_method(args, source, checksums),
-            "settings": vars(args),
-            "checksums": checksums,
-            "N_c": N_c.tolist(),
-            "names": sets["train"].names,
-            "record": [],
-        }
-    )
+    new = {
+        "method": name_of_method(args, source, checksums),
+        "settings": vars(args),
+        "checksums": checksums,
+        "N_c": N_c.tolist(),
+        "names": sets["train"].names,
+        "record": [],
+    }
+    state = checkpoint or from_first(new)
     if state["checksums"] != checksums:
         raise InputError(f"{args.data} in {args.root} is not the dataset of this run")
     record = state["record"]
@@ -197,14 +196,14 @@ def build(args, C, M, device, source=None, checkpoint=None):
         if source["settings"]["arch"] != args.arch:
             raise InputError(f"{args.init} has phi of {source['settings']['arch']}")
         phi = {name: w for name, w in source["model"].items() if name.startswith("phi.")}
-        model.load_state_dict(phi, strict=False)
+        model.load_state_dict(phi, strict=False)  # the heads are new
     model.to(device)
 
     # The layers without ImageNet weights. Our choice: the 512-d layer, too, learns at the full lr.
     # In [19] it learns at the small one.
-    is_new = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
-    new = [p for name, p in model.named_parameters() if name.startswith(is_new)]
-    others = [p for name, p in model.named_parameters() if not name.startswith(is_new)]
+    new_layers = ("phi.resnet.fc.", "h.", "h_a.", "h_s.")
+    new = [p for name, p in model.named_parameters() if name.startswith(new_layers)]
+    others = [p for name, p in model.named_parameters() if not name.startswith(new_layers)]
     lr_others = args.lr_pretrained if args.pretrained else args.lr
     groups = [{"params": new}, {"params": others, "lr": lr_others}]
     optimizer = torch.optim.SGD(
@@ -249,20 +248,17 @@ def average_gradients(model, world):
 
 
 class Losses:
-    """One task's mean loss over an epoch, for all images and for each of `labels` labels. The sums
+    """One task's losses of an epoch: for each of n labels, their sum and the number of images. They
     stay on the device, so that an iteration does not wait for it."""
 
-    def __init__(self, labels, device):
-        self.loss = torch.zeros(labels, device=device)
-        self.images = torch.zeros(labels, device=device)
+    def __init__(self, n, device):
+        self.loss = torch.zeros(n, device=device)
+        self.images = torch.zeros(n, device=device)
 
     def add(self, each, Y):
         """each: the loss of each image. Y: its label: a class, or an angle for l_SS."""
         self.loss.index_add_(0, Y, each)
         self.images.index_add_(0, Y, torch.ones_like(each))
-
-    def mean(self):
-        return (self.loss.sum() / self.images.sum()).item()
 
     def by_label(self):
         return (self.loss / self.images).tolist()
@@ -276,8 +272,9 @@ def record_row(epoch, m, losses, lambdas, world):
         if world > 1:
             dist.all_reduce(task.loss)
             dist.all_reduce(task.images)
-        row[name] = task.mean() if weight else math.nan
-        row["L_Final"] += weight * row[name] if weight else 0.0
+        row[name] = (task.loss.sum() / task.images.sum()).item()
+        if weight:
+            row["L_Final"] += weight * row[name]
     for name in "l_CBS", "l_RRS":
         row |= {f"{name}_{y}": loss for y, loss in enumerate(losses[name].by_label())}
     return row
@@ -364,7 +361,6 @@ RECIPES = {  # what differs from DEFAULTS for a dataset, or for 'dataset arch'
     # [19] trains for 30 + 30 epochs; 30 is our choice. Sec. 4.4 has pre-trained weights here.
     "places_lt resnet152": {"epochs": 30, "pretrained": True},
     # The others are not in the paper.
-    "tinyimagenet_lt": {"size": 64},
     "cifar10_lt": {"epochs": 20, "size": 32},
     "cifar100_lt": {"epochs": 30, "size": 32},
     "glyphs_lt": {"epochs": 2, "batch_size": 64, "lr": 0.03, "size": 32},

@@ -261,12 +261,12 @@ def table(args, results):
     for text, row, others, shot in COMPARISONS:
         if {row, *others} <= results.keys():
             gained = {shot: gains(results, row, others, shot) for shot in SHOTS}
-            cells = [cell(x, deviation(x) / len(x) ** 0.5) for x in gained.values()]
+            cells = [cell(x, deviation(x)) for x in gained.values()]
             cells.append(verdict(gained[shot]))
             theirs = [imagenet[row][i] - max(imagenet[o][i] for o in others) for i in range(4)]
             cells.append(" / ".join(f"{x:.1f}" for x in theirs).replace("-", "−"))
             print("|", " | ".join([text, *cells]), "|")
-    print("\nMean ± standard error over the seeds that the rows have in common.")
+    print("\nMean ± standard deviation over the seeds that the rows have in common.")
 
 
 def gains(results, row, others, shot):

@@ -496,17 +496,17 @@ def test_make_holds_out_at_most_a_fifth_of_each_folder_and_trains_with_the_rest(
 
 
 def test_make_takes_the_splits_that_are_there(tmp_path, capsys):
-    sizes = {"train/cat": 5, "train/dog": 3, "train/eel": 1, "val/dog": 2, "test/cat": 1}
-    write_folders(tmp_path, sizes | {"test/eel": 2})
+    sizes = {"train/cat": 5, "train/dog": 3, "train/eel": 1, "val/dog": 2, "val/eel": 1}
+    write_folders(tmp_path, sizes | {"test/cat": 1, "test/eel": 2})
     data.main(["--make", "own", "--root", str(tmp_path)])
     lists = made(tmp_path, "own")
-    assert counts(lists) == [[5, 3, 1], [0, 2], [1, 0, 2]]
+    assert counts(lists) == [[5, 3, 1], [0, 2, 1], [1, 0, 2]]
     for split, lines in lists.items():
         assert all(path.startswith(f"{split}/{['cat', 'dog', 'eel'][y]}/") for path, y in lines)
     assert "warning" not in capsys.readouterr().out
     # With --max, N(x) = 4 x^-6 at three x from 1 to 4^(1/6): 4, 1.9 and 1 of the training images.
     data.main(["--make", "drawn", "--root", str(tmp_path), "--max", "4", "--min", "1"])
-    assert counts(made(tmp_path, "drawn")) == [[4, 2, 1], [0, 2], [1, 0, 2]]
+    assert counts(made(tmp_path, "drawn")) == [[4, 2, 1], [0, 2, 1], [1, 0, 2]]
 
 
 def test_make_leaves_out_hidden_files_and_folders(tmp_path):
@@ -515,6 +515,9 @@ def test_make_leaves_out_hidden_files_and_folders(tmp_path):
     (tmp_path / "cat/._0.png").touch()
     data.main(["--make", "own", "--root", str(tmp_path)])
     assert counts(made(tmp_path, "own")) == [[3, 3], [1, 1], [1, 1]]
+
+
+SPLIT_FOLDERS = {f"{split}/{name}": 5 for split in data.SPLITS for name in ("cat", "dog")}
 
 
 @pytest.mark.parametrize(
@@ -526,9 +529,16 @@ def test_make_leaves_out_hidden_files_and_folders(tmp_path):
             "newt has 9 images, but it needs 5 for ",
         )
     ]
-    + [({"train/cat": 5, "val/cat": 5, "val/new": 1, "test/cat": 5}, "", "/val has new, but /")]
-    + [({"train/cat": 5, "val/cat": 5}, "", "/test has no folders of images")]
-    + [({}, "", " has no folders of images (see --root)")],
+    + [(SPLIT_FOLDERS | {"val/new": 1}, "", "/val has new, but /train has not")]
+    + [
+        (
+            {"train/cat": 5, "train/dog": 5, "val/cat": 5, "val/dog": 5},
+            "",
+            "/test does not have two",
+        )
+    ]
+    + [({"train/cat": 5, "train/dog": 5}, "", " does not have two folders of images (see --root)")]
+    + [({}, "", " does not have two folders of images")],
 )
 def test_what_make_cannot_take_is_one_line_and_leaves_nothing(
     tmp_path, refused, sizes, flags, said
@@ -540,13 +550,11 @@ def test_what_make_cannot_take_is_one_line_and_leaves_nothing(
 
 # ------------------------------------------------------------------------------ names
 def test_classes_have_the_names_of_their_folders(tmp_path):
-    (tmp_path / "x_train.txt").write_text(
-        "train/a/cat/1.jpg 1\ntrain/ox/2.jpg 0\ntrain/b/3.jpg 1\n"
-    )
+    (tmp_path / "x_train.txt").write_text("train/a/cat/1.jpg 1\ntrain/ox/2.jpg 0\ntrain/3.jpg 1\n")
     for split in "val", "test":
         (tmp_path / f"x_{split}.txt").write_text("val/elsewhere/4.jpg 1\n")
     sets = load("x", str(tmp_path))
-    assert sets["train"].names == ["ox", "cat"]
+    assert sets["train"].names == ["ox", "a/cat"]
 
 
 def test_classes_of_glyphs_and_cifar_have_names(tmp_path, no_checksums):
