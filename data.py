@@ -346,7 +346,8 @@ def make(args):
     each class, from which validation and test images are held out. With --max (Sec. 4.1), only some
     training images are taken: as many as `pareto` says, most from the largest folder.
     """
-    has_splits = sum(os.path.isdir(f"{args.root}/{split}") for split in SPLITS) > 1  # not a class
+    # One such folder alone can be a class.
+    has_splits = sum(os.path.isdir(f"{args.root}/{split}") for split in SPLITS) > 1
     if has_splits:
         lists = {split: class_folders(args.root, split) for split in SPLITS}
         lists["train"] = draw(lists["train"], args, 0, 0)["train"]
@@ -355,9 +356,7 @@ def make(args):
     labels = {name: label for label, name in enumerate(lists["train"])}
     for split, folders in lists.items():
         if unknown := folders.keys() - labels.keys():
-            raise InputError(
-                f"{args.root}/{split} has {min(unknown)}, but {args.root}/train has not"
-            )
+            raise InputError(f"{args.root}: {split} has {min(unknown)}, but train has not")
     for split, folders in lists.items():
         lines = [f"{path} {labels[name]}\n" for name, paths in folders.items() for path in paths]
         with open(f"{args.root}/{args.make}_{split}.txt", "x", encoding="utf-8") as file:

@@ -529,7 +529,7 @@ SPLIT_FOLDERS = {f"{split}/{name}": 5 for split in data.SPLITS for name in ("cat
             "newt has 9 images, but it needs 5 for ",
         )
     ]
-    + [(SPLIT_FOLDERS | {"val/new": 1}, "", "/val has new, but /train has not")]
+    + [(SPLIT_FOLDERS | {"val/new": 1}, "", ": val has new, but train has not")]
     + [
         (
             {"train/cat": 5, "train/dog": 5, "val/cat": 5, "val/dog": 5},
