@@ -19,6 +19,7 @@ import glob
 import io
 import multiprocessing
 import os
+import re
 import sys
 import zlib
 
@@ -80,7 +81,8 @@ def in_memory(name):
 
 
 def centre_crop(name, size):
-    """The test transform: that of [19] for lists; images of 32 pixels stay as they are."""
+    """The test transform: for lists that of [19]. For glyphs_lt and CIFAR, it makes a photograph as
+    small as their own images, which it would not change."""
     resized = size if in_memory(name) else size * 256 // 224
     return v2.Compose([v2.Resize(resized), v2.CenterCrop(size)])
 
@@ -98,8 +100,7 @@ def check(name, sets):
     for split, dataset in sets.items():
         if repeated := len(dataset) - len(np.unique(dataset.images)):
             print(f"warning: {repeated:,} lines of the {split} list repeat an image")
-        overlap = np.intersect1d(dataset.images, train.images)
-        if split != "train" and len(overlap):
+        if split != "train" and len(overlap := np.intersect1d(dataset.images, train.images)):
             print(f"warning: {len(overlap):,} {split} images are also training images")
 
 
@@ -144,7 +145,7 @@ def look_up_images(*sets):
 def loader(dataset, workers, **kwargs):
     """A DataLoader of the split. In-memory images without a transform need no workers."""
     workers = workers if dataset.transform else 0
-    if workers and multiprocessing.get_start_method() != "fork":
+    if workers and os.name == "posix" and multiprocessing.get_start_method() != "fork":
         # Each epoch starts new workers. A fork server imports PyTorch once for all of them.
         multiprocessing.set_forkserver_preload(["torchvision.transforms.v2"])
         kwargs["multiprocessing_context"] = "forkserver"
@@ -170,15 +171,19 @@ def read_image(path):
                 buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 return torchvision.io.decode_jpeg(buffer, torchvision.io.ImageReadMode.RGB)
         image = Image.open(io.BytesIO(data))
-        stored = str([tile[3] for tile in image.tile])  # Pillow reads 16-bit colour as 8 bits
-        if image.mode[0] in "IF" or ";16" in stored or "65535" in stored:
+        deep = image.mode[0] in "IF"
+        for codec, _, _, how in image.tile:  # Pillow would read 16-bit colour as 8 bits
+            deep = deep or re.search(";16[BLN]", str(how)) or (codec == "ppm" and how[1] > 255)
+        if deep:
             raise ValueError("it has more than 8 bits a channel")
         image.getexif()  # keeps the orientation
-        image.info.pop("exif", None)  # exif_transpose would write it anew, which can fail
-        image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        for key in (
+            "exif",
+            "Raw profile type exif",
+        ):  # exif_transpose would write it anew and may fail
+            image.info.pop(key, None)
+        image = ImageOps.exif_transpose(image).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return v2.functional.pil_to_tensor(image.convert("RGB"))
     except Exception as error:
         raise InputError(f"{path}: not a readable image ({error})") from None
@@ -309,8 +314,8 @@ def image_list(name, root, split):
             path = os.path.normpath(fields[0])  # a/x.jpg and ./a//x.jpg are one image
             paths.append(path)
             labels.append(int(fields[1]))
-            folders.setdefault(labels[-1], os.path.dirname(path) or ".")
-    shared = os.path.commonpath([*folders.values()] or ["."]) or "."
+            folders.setdefault(labels[-1], os.path.dirname(os.path.abspath(f"{root}/{path}")))
+    shared = os.path.commonpath([*folders.values()] or ["."])
     C = max(folders, default=-1) + 1
     names = [os.path.relpath(folders[y], shared) if y in folders else "" for y in range(C)]
     # An array, because every loading process would copy a list of str (pytorch issue 13246).
@@ -320,7 +325,7 @@ def image_list(name, root, split):
 # ------------------------------------------------------------------------------ python data.py
 def describe(sets):
     """Print the splits, the shots, and the largest and the smallest class. Warns of classes whose
-    folders differ between splits. Raises InputError if an image is missing."""
+    first image is in another class's folder. Raises InputError if an image is missing."""
     train = sets["train"]
     N_c = train.N_c
     for split, dataset in sets.items():
@@ -333,7 +338,7 @@ def describe(sets):
     # Lists that were numbered in different orders would train well and test at chance.
     for split in "val", "test":
         for y, name in enumerate(sets[split].names):
-            if name != train.names[y] and name in train.names:
+            if name != train.names[y] and train.names.count(name) == 1:
                 print(f"warning: class {y} is {train.names[y]} in train, {name} in {split}")
     look_up_images(*sets.values())
 
@@ -370,8 +375,7 @@ def class_folders(root, split=""):
     top = os.path.join(root, split)
     for path in sorted(glob.glob("*/**/*", root_dir=top, recursive=True)):  # no hidden files
         if path.lower().endswith(IMG_EXTENSIONS):
-            name = path.split(os.sep)[0]
-            folders.setdefault(name, []).append(os.path.join(split, path))
+            folders.setdefault(path.split(os.sep)[0], []).append(os.path.join(split, path))
     if len(folders) < 2:
         raise InputError(f"{top} does not have two folders of images (see --root)")
     return dict(sorted(folders.items()))
@@ -392,7 +396,7 @@ def draw(folders, args, val, test):
     lists = {split: {} for split in SPLITS}
     for (name, paths), wanted in zip(folders.items(), each, strict=True):
         if sum(wanted) > len(paths):
-            need = "{} for training, {} for validation and {} for testing".format(*wanted)
+            need = "{} for training (--max), {} for --val and {} for --test".format(*wanted)
             raise InputError(f"{args.root}: {name} has {len(paths)} images, but it needs {need}")
         chosen = rng.choice(paths, sum(wanted), replace=False)
         for split, part in zip(SPLITS, np.split(chosen, np.cumsum(wanted)[:2]), strict=True):
@@ -411,8 +415,8 @@ def main(argv=None):
     add("--make", metavar="NAME", help="first write lists of this name of the images in --root")
     add("--max", type=int, help="--make: draw a long tail; training images of the largest class")
     add("--min", type=int, default=5, help="--make --max: training images of the smallest class")
-    add("--val", type=int, default=20, help="--make: validation images per class")
-    add("--test", type=int, default=50, help="--make: test images per class")
+    add("--val", type=int, default=20, help="--make, class folders: validation images of each")
+    add("--test", type=int, default=50, help="--make, class folders: test images of each")
     add("--seed", type=int, default=0, help="--make: random seed for choosing images")
     args = parser.parse_args(argv)
     if args.make:

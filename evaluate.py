@@ -165,8 +165,7 @@ def main(argv=None):
     root = settings["root"] if args.root is None else args.root
     dataset = load(settings["data"], root, settings["size"], [args.split])[args.split]
     if len(dataset.N_c) > len(N_c):
-        beyond = f"has label {len(dataset.N_c) - 1}, but the run has only {len(N_c)} classes"
-        raise InputError(f"{settings['data']} in {root} {beyond}")
+        raise InputError(f"{settings['data']} in {root} has more classes than the run's {len(N_c)}")
     look_up_images(dataset)
     if dataset.checksum != checkpoint["checksums"][args.split]:
         print(f"warning: {settings['data']} in {root}: not the run's {args.split} split")

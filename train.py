@@ -43,7 +43,9 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
         raise InputError(f"{args.out} exists: continue it with --resume, or choose another --out")
     source = None  # the run that phi comes from (Table 3)
     if checkpoint is None and args.init is not None:
-        source = load_checkpoint(args.init)
+        source = from_first(load_checkpoint(args.init) if rank == 0 else None)
+        if source["settings"]["arch"] != args.arch:
+            raise InputError(f"{args.init} needs --arch {source['settings']['arch']}")
 
     sets = load(args.data, args.root, args.size)
     N_c = sets["train"].N_c
@@ -182,7 +184,7 @@ def make_batches(args, dataset, rank, world):
 
 def build(args, C, M, device, source=None, checkpoint=None):
     """The model, SGD, and the cosine schedule of M iterations: with phi of the checkpoint `source`,
-    or with all of the run's own checkpoint. Raises InputError if `source` has another ResNet."""
+    or with all of the run's own checkpoint."""
     torch.manual_seed(args.seed)
     model = Model(
         args.arch,
@@ -193,10 +195,10 @@ def build(args, C, M, device, source=None, checkpoint=None):
         precision=args.precision,
     )
     if source:
-        if source["settings"]["arch"] != args.arch:
-            raise InputError(f"{args.init} has phi of {source['settings']['arch']}")
-        phi = {name: w for name, w in source["model"].items() if name.startswith("phi.")}
-        model.load_state_dict(phi, strict=False)  # the heads are new
+        phi = {
+            k.removeprefix("phi."): w for k, w in source["model"].items() if k.startswith("phi.")
+        }
+        model.phi.load_state_dict(phi)
     model.to(device)
 
     # The layers without ImageNet weights. Our choice: the 512-d layer, too, learns at the full lr.
@@ -272,9 +274,8 @@ def record_row(epoch, m, losses, lambdas, world):
         if world > 1:
             dist.all_reduce(task.loss)
             dist.all_reduce(task.images)
-        row[name] = (task.loss.sum() / task.images.sum()).item()
-        if weight:
-            row["L_Final"] += weight * row[name]
+        row[name] = (task.loss.sum() / task.images.sum()).item() if weight else math.nan
+        row["L_Final"] += weight * row[name] if weight else 0.0
     for name in "l_CBS", "l_RRS":
         row |= {f"{name}_{y}": loss for y, loss in enumerate(losses[name].by_label())}
     return row

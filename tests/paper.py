@@ -101,7 +101,7 @@ def parse(argv):
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--data", default="glyphs_lt", metavar="NAME", help="dataset (default: glyphs_lt)")
+    add("--data", type=str.lower, default="glyphs_lt", help="dataset (default: glyphs_lt)")
     add("--arch", default="resnet10", help="the ResNet in phi (default: resnet10)")
     add("--root", default="data", metavar="DIR", help="dataset folder (default: data)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
@@ -203,6 +203,8 @@ def gpus():
 
 def train_all(args, runs, checksums):
     """Finish all runs, --jobs at a time. A row that starts from another waits for it."""
+    for run in runs:  # before anything is trained
+        run.is_finished(checksums)
     free = queue.Queue()
     for _, gpu in zip(range(args.jobs), itertools.cycle(gpus()), strict=False):
         free.put(gpu)
@@ -212,8 +214,10 @@ def train_all(args, runs, checksums):
         if run.source:
             started[run.source.folder].result()
         gpu = free.get()
-        run.finish(checksums, gpu)
-        free.put(gpu)
+        try:
+            run.finish(checksums, gpu)
+        finally:
+            free.put(gpu)
         return run
 
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -280,7 +284,7 @@ def gains(results, row, others, shot):
 
 def verdict(gained):
     """Whether a comparison holds; a dash if the dataset does not have the shot."""
-    if np.isnan(gained).any():
+    if np.isnan(gained).all():
         return "–"
     if min(gained) > 0:
         return "on every seed" if len(gained) > 1 else "on one seed"
@@ -305,7 +309,6 @@ NAMES = {
     "places_lt": "Places-LT",
     "cifar10_lt": "CIFAR-10-LT",
     "cifar100_lt": "CIFAR-100-LT",
-    "tinyimagenet_lt": "Tiny-ImageNet-LT",
 }
 
 
@@ -352,7 +355,7 @@ def dilemma(figure, runs, what):
     figure.supylabel("accuracy (%) on tail classes, ≤ 20 images each", size=10)
     table1 = PAPER["imagenet_lt", "resnet10"]
     theirs = {row: np.array([[table1[row][0], table1[row][2]]]) for row in COLOURS}
-    ours = {row: [run.accuracies() for run in runs if run.row == row] for row in COLOURS}
+    ours = {row: [run.accuracies() for run in runs if run.name == row] for row in COLOURS}
     ours = {row: np.array([[x["Many"], x["Low"]] for x in ours[row]]) for row in COLOURS}
     for axis, points in (left, theirs), (right, ours):
         ends = np.array([points["CBS-Only"].mean(0), points["RRS-Only"].mean(0)])

@@ -118,7 +118,7 @@ def test_rotation_augmentation_adds_the_rotated_images_to_the_class_losses(
     monkeypatch.setattr(
         train, "cross_entropy", lambda *x: first.append(cross_entropy(*x)) or first[-1]
     )
-    model, _, thetas = run(
+    model, state, thetas = run(
         sets, tmp_path, monkeypatch, "--lambdas", "0.5", "1", "0", "--rotation-augmentation"
     )
     labels = torch.from_numpy(sets["train"].labels)
@@ -132,6 +132,7 @@ def test_rotation_augmentation_adds_the_rotated_images_to_the_class_losses(
         logits = head(model.phi(torch.cat([plain, twins])))
         expected.append(F.cross_entropy(logits, labels[B].repeat(2)).item())
     assert [loss.item() for loss, _ in first[:2]] == pytest.approx(expected, rel=1e-4)
+    assert all(math.isnan(row["l_SS"]) for row in state["record"])  # h_s is not trained
 
 
 def test_theta_has_every_angle_and_is_drawn_anew_in_each_iteration(sets, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision.datasets.cifar as torchvision_cifar
 from conftest import tiny_flags, write_lists
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torchvision import transforms as v1
 from torchvision.transforms.v2 import functional as F
 
@@ -152,6 +152,11 @@ def test_a_photograph_is_upright_if_pillow_cannot_write_its_exif_anew(tmp_path, 
     length = (len(segment) + 2).to_bytes(2, "big")
     (tmp_path / "a.jpg").write_bytes(plain[:2] + b"\xff\xe1" + length + segment + plain[2:])
     assert_is(tmp_path / "a.jpg", np.rot90(lying, -1))
+    # The same as ImageMagick writes it into PNG.
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(segment):8}\n{segment.hex()}\n")
+    Image.fromarray(lying).save(tmp_path / "a.png", pnginfo=text)
+    assert_is(tmp_path / "a.png", np.rot90(lying, -1))
 
 
 def png_of_16_bits(kind, channels):
@@ -167,6 +172,14 @@ def png_of_16_bits(kind, channels):
     return b"\x89PNG\r\n\x1a\n" + header + end
 
 
+def tiff_of_16_bit_colour():
+    tags = [(256, 9), (257, 9), (258, 134), (259, 1), (262, 2), (273, 140), (277, 3), (278, 9)]
+    tags += [(279, 486), (284, 1)]
+    entries = [struct.pack("<HHII", tag, 3, 3 if tag == 258 else 1, value) for tag, value in tags]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4)
+    return head + struct.pack("<HHH", 16, 16, 16) + bytes(9 * 9 * 6)
+
+
 def tiff(kind):
     file = io.BytesIO()
     Image.fromarray(np.zeros((9, 9), kind)).save(file, "tiff")
@@ -177,7 +190,7 @@ def tiff(kind):
     "content",
     [tiff(np.uint16), tiff(np.int32), tiff(np.float32)]
     + [png_of_16_bits(*kind) for kind in ((0, 1), (2, 3), (4, 2), (6, 4))]
-    + [b"P6 9 9 65535\n" + bytes(9 * 9 * 6), b"P5 9 9 65535\n" + bytes(9 * 9 * 2)],
+    + [tiff_of_16_bit_colour(), b"P6 9 9 4095\n" + bytes(486), b"P5 9 9 4095\n" + bytes(162)],
 )
 def test_images_of_more_than_8_bits_are_refused_by_name(tmp_path, content):
     path = tmp_path / "deep"
@@ -202,6 +215,15 @@ def test_what_is_transparent_is_white(tmp_path, mode):
     image.save(tmp_path / "a.png")
     read = read_image(str(tmp_path / "a.png"))
     assert np.abs(read.numpy().astype(int) - (255 - alpha)).max() <= 1
+
+
+def test_other_numbers_in_a_file_are_no_depth(tmp_path):
+    """A BMP file with 16 bits a pixel: 5, 6 and 5."""
+    header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    bmp = b"BM" + struct.pack("<IHHI", 98, 0, 0, 66) + header + masks + b"\xff" * 32
+    (tmp_path / "a.bmp").write_bytes(bmp)
+    assert (read_image(str(tmp_path / "a.bmp")) > 240).all()
 
 
 def test_a_broken_image_is_refused_by_name(kinds, tmp_path):
@@ -364,6 +386,15 @@ def test_classes_whose_folders_differ_between_splits_are_named(tmp_path, capsys)
         "warning: class 0 is class0 in train, class1 in test",
         "warning: class 1 is class1 in train, class0 in test",
     ]
+
+
+def test_folders_that_are_no_classes_are_no_warning(tmp_path, capsys):
+    for split, year in zip(data.SPLITS, (2019, 2020, 2020), strict=True):
+        lines = "".join(f"{year}/{y}.jpg {y}\n2020/{split}{y}.jpg {y}\n" for y in range(3))
+        (tmp_path / f"x_{split}.txt").write_text(lines)
+    with pytest.raises(InputError):
+        data.main(["--data", "x", "--root", str(tmp_path)])
+    assert "warning" not in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------ CIFAR

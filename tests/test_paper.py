@@ -86,6 +86,20 @@ def test_a_failed_run_is_one_line(tmp_path):
     assert done.stderr.startswith(f"error: {tmp_path}/nosuch has no tiny_train.txt")
 
 
+def test_a_failed_run_ends_the_table_with_the_last_line_of_its_log(monkeypatch, tmp_path):
+    """Whatever the other jobs do."""
+
+    def failed(command, stdout, **how):
+        stdout.write("error: a bad day\n")
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(paper.subprocess, "run", failed)
+    args = paper.parse(["--jobs", "2", "--out", str(tmp_path)])
+    runs = [paper.Run(args, "CBS+RRS", seed, None) for seed in range(8)]
+    with pytest.raises(SystemExit, match="seed0.log: error: a bad day|seed1.log: error: a bad day"):
+        paper.train_all(args, runs, {})
+
+
 SAME = dict.fromkeys(paper.SHOTS, 1.0)
 GOOD = {
     "RRS-Only": SAME | {"Many": 9.0, "Low": 0.0},
@@ -128,6 +142,7 @@ def test_rows_are_compared_on_the_seeds_that_they_have_in_common(capsys):
     out = printed(capsys, {0: GOOD, 1: without})
     assert "RRS-Only [0, 1]; CBS-Only [0, 1]; CBS+RRS [0, 1]; CBS+RRS+SS [0].\n" in out
     assert "| CBS+RRS+SS over CBS+RRS | 0.0 | 0.0 | 0.0 | 1.0 | on one seed |" in out
+    assert paper.verdict([]) == "–"
 
 
 @pytest.mark.parametrize("row", ["CBS+RRS", "1:1", "Rotation"])

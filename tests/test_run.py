@@ -1,6 +1,7 @@
 """Whole runs as real processes: the record, being killed and resumed, Table 3, one-line errors."""
 
 import csv
+import multiprocessing
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ from PIL import Image
 
 import evaluate
 import train
+from model import Model
 
 
 def wait_for(process, folder, text):
@@ -146,13 +148,27 @@ def test_an_rrs_only_model_and_a_model_of_small_images_predict(rrs_only, tmp_pat
     assert probability == pytest.approx(expected.values[0].item(), rel=1e-4)
 
 
+def test_the_five_most_likely_classes_are_named(tmp_path):
+    model = Model("resnet10", 7).eval()
+    checkpoint = {"names": list("abcdefg"), "settings": {"data": "x", "size": 32}}
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
+    with torch.no_grad():
+        probabilities = model(
+            torch.tensor([255, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 32, 32).byte()
+        )
+        best = probabilities[0].softmax(0).sort(descending=True)
+    found = evaluate.classify(model, checkpoint, str(tmp_path / "red.png"))
+    assert [name for name, _ in found] == ["abcdefg"[y] for y in best.indices[:5]]
+    assert [p for _, p in found] == pytest.approx(best.values[:5].tolist(), rel=1e-4)
+
+
 def test_a_label_beyond_the_runs_classes_is_one_line_before_anything_is_predicted(
     undisturbed, tmp_path, refused
 ):
     root = write_lists(tmp_path / "other", ([2] * 5, [1] * 5, [1] * 5))
     (root / "test/class4/0.JPEG").unlink()
     said = refused("evaluate.py", undisturbed[0][0] / "last.pt", "--root", root)
-    assert said == f"error: tiny in {root} has label 4, but the run has only 4 classes"
+    assert said == f"error: tiny in {root} has more classes than the run's 4"
 
 
 # ------------------------------------------------------------------------------ resuming
@@ -177,6 +193,18 @@ def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(
     status, out, err = finish(start("train.py", argv, tmp_path), tmp_path)
     assert status == 0, err
     assert_same_bits(undisturbed[workers][0], run)
+
+
+def spawn():
+    """As on a Mac; Python 3.14 has forkserver."""
+    multiprocessing.set_start_method("spawn", force=True)
+
+
+def test_workers_that_are_not_forked_load_the_same_bits(undisturbed, tiny_root, tmp_path):
+    flags = tiny_flags(tiny_root, out="run", epochs=3, workers=2)
+    process = start("train.py", flags, tmp_path, setup=spawn)
+    assert finish(process, tmp_path)[0] == 0
+    assert_same_bits(undisturbed[2][0], tmp_path / "run")
 
 
 def test_ctrl_c_prints_the_command_that_continues(tiny_root, tmp_path):
@@ -340,7 +368,7 @@ def test_mistakes_are_one_line(refused, argv, said):
 
 def test_phi_of_another_network_is_one_line(tiny_root, rrs_only, refused):
     flags = tiny_flags(tiny_root, out="run", arch="resnet18", init=rrs_only / "last.pt")
-    assert refused("train.py", *flags) == f"error: {rrs_only}/last.pt has phi of resnet10"
+    assert refused("train.py", *flags) == f"error: {rrs_only}/last.pt needs --arch resnet10"
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny_root, tmp_path, refused):
