@@ -557,7 +557,7 @@ SPLIT_FOLDERS = {f"{split}/{name}": 5 for split in data.SPLITS for name in ("cat
         (
             {"cat": 40, "newt": 9},
             "--max 20 --val 2 --test 3",
-            "newt has 9 images, but it needs 5 for ",
+            "newt has 9 images, but it needs 5 for training (--max)",
         )
     ]
     + [(SPLIT_FOLDERS | {"val/new": 1}, "", ": val has new, but train has not")]
