@@ -58,7 +58,7 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
     # What last.pt holds beside the weights. All processes must have the dataset of the first one,
     # and a resumed run that of its start.
     checksums = {split: dataset.checksum for split, dataset in sets.items()}
-    new = {
+    new_run = {
         "method": name_of_method(args, source, checksums),
         "settings": vars(args),
         "checksums": checksums,
@@ -66,7 +66,7 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
         "names": sets["train"].names,
         "record": [],
     }
-    state = checkpoint or from_first(new)
+    state = checkpoint or from_first(new_run)
     if state["checksums"] != checksums:
         raise InputError(f"{args.data} in {args.root} is not the dataset of this run")
     record = state["record"]
