@@ -385,9 +385,10 @@ def length(figure, runs, lengths, what):
             for run in runs:
                 if run.name == row:
                     points.setdefault(run.epochs, []).append(run.accuracies()[shot])
-            mean, error = [np.mean(x) for x in points.values()], map(deviation, points.values())
-            axis.errorbar(points, mean, [*error], fmt="o-", color=colour, capsize=3, label=row)
-        axis.set(xscale="log", xlabel="epochs", ylabel=f"{shot.lower()} accuracy (%)")
+            mean = [np.mean(x) for x in points.values()]
+            error = [deviation(x) for x in points.values()]
+            axis.errorbar([*points], mean, error, fmt="o-", color=colour, capsize=3, label=row)
+        axis.set(xscale="log", xlabel="epochs", ylabel=f"accuracy (%), {shot.lower()}")
         axis.set_xticks(lengths, lengths)
         axis.minorticks_off()
         top = axis.secondary_xaxis("top", functions=(lambda x: x * draws, lambda x: x / draws))
