@@ -239,6 +239,8 @@ def test_test_transform_is_that_of_the_reference_within_a_grey_level(kinds, tiny
     ours = load("tiny", str(tiny_root))["test"].transform(read_image(path))
     difference = ours.permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs)
     assert np.abs(difference).mean() < 1.5
+    resize, _ = data.centre_crop("tiny", 224).transforms
+    assert resize(torch.zeros(3, 300, 400)).shape == (3, 256, 341)
 
 
 # ------------------------------------------------------------------------------ augmentation
