@@ -176,14 +176,15 @@ def read_image(path):
             deep = deep or re.search(";16[BLN]", str(how)) or (codec == "ppm" and how[1] > 255)
         if deep:
             raise ValueError("it has more than 8 bits a channel")
-        image.getexif()  # keeps the orientation
-        for key in (
-            "exif",
-            "Raw profile type exif",
-        ):  # exif_transpose would write it anew and may fail
+        # exif_transpose needs the orientation, which getexif keeps. The rest it would write anew,
+        # which can fail.
+        image.getexif()
+        for key in "exif", "Raw profile type exif":
             image.info.pop(key, None)
-        image = ImageOps.exif_transpose(image).convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return v2.functional.pil_to_tensor(image.convert("RGB"))
     except Exception as error:
         raise InputError(f"{path}: not a readable image ({error})") from None
@@ -303,7 +304,7 @@ def image_list(name, root, split):
         raise InputError(f"{root} has no {name}_{split}.txt (see --data and --root)")
     paths = []
     labels = []
-    folders = {}
+    first = {}  # the first image of each class
     with open(os.path.join(root, file), encoding="utf-8-sig") as lines:
         for n, line in enumerate(lines, 1):
             fields = line.rsplit(maxsplit=1)
@@ -314,7 +315,8 @@ def image_list(name, root, split):
             path = os.path.normpath(fields[0])  # a/x.jpg and ./a//x.jpg are one image
             paths.append(path)
             labels.append(int(fields[1]))
-            folders.setdefault(labels[-1], os.path.dirname(os.path.abspath(f"{root}/{path}")))
+            first.setdefault(labels[-1], path)
+    folders = {y: os.path.dirname(os.path.abspath(f"{root}/{x}")) for y, x in first.items()}
     shared = os.path.commonpath([*folders.values()] or ["."])
     C = max(folders, default=-1) + 1
     names = [os.path.relpath(folders[y], shared) if y in folders else "" for y in range(C)]

@@ -391,7 +391,7 @@ def parse(argv=None):
     add(
         "--rotation-augmentation",
         action="store_true",
-        help="also classify rotated images (Table 5)",
+        help="add rotated images to l_CBS and l_RRS (Table 5: with --lambdas 0.5 1 0)",
     )
     add("--batch-size", type=int, metavar="S", help="S: images in B_CBS, and in B_RRS")
     add("--Z", type=int, help="images per class in B_CBS")
