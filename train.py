@@ -40,7 +40,7 @@ def train(args, checkpoint, device, rank=0, world=1):  # noqa: C901 (long, but i
     args, checkpoint: what `parse` returns. Raises InputError.
     """
     if rank == 0 and checkpoint is None and os.path.exists(args.out):
-        raise InputError(f"{args.out} exists: continue it with --resume, or choose another --out")
+        raise InputError(f"{args.out} exists: choose another --out, or --resume that run")
     source = None  # the run that phi comes from (Table 3)
     if checkpoint is None and args.init is not None:
         source = from_first(load_checkpoint(args.init) if rank == 0 else None)

@@ -248,7 +248,7 @@ def test_no_run_overwrites_another(undisturbed, tiny_root, refused):
     run, _ = undisturbed[0]
     before = (run / "last.pt").read_bytes()
     said = refused("train.py", *tiny_flags(tiny_root, out=run))
-    assert said == f"error: {run} exists: continue it with --resume, or choose another --out"
+    assert said == f"error: {run} exists: choose another --out, or --resume that run"
     assert (run / "last.pt").read_bytes() == before
 
 
