@@ -127,6 +127,11 @@ def test_batches_are_a_function_of_seed_and_epoch_and_each_pass_is_a_new_epoch(n
     assert list(SAMPLERS[name](6)) not in epochs
 
 
+def test_the_two_samplers_of_one_seed_draw_independently():
+    labels = range(50)  # one image per class: with Z = 1, both draw a permutation
+    assert list(ClassBalancedSampler(labels, 50, Z=1)) != list(RegularRandomSampler(50, 50))
+
+
 def test_joint_batch_is_cbs_then_rrs_and_a_branch_can_be_off():
     cbs = list(SAMPLERS["CBS"](1))
     rrs = list(SAMPLERS["RRS"](1))
