@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,6 +135,19 @@ def test_rotation_augmentation_adds_the_rotated_images_to_the_class_losses(
         expected.append(F.cross_entropy(logits, labels[B].repeat(2)).item())
     assert [loss.item() for loss, _ in first[:2]] == pytest.approx(expected, rel=1e-4)
     assert all(math.isnan(row["l_SS"]) for row in state["record"])  # h_s is not trained
+
+
+def test_speed_counts_both_batches_and_time_left_is_that_of_the_rest(
+    sets, tmp_path, monkeypatch, capsys
+):
+    calls = []
+    clock = SimpleNamespace(perf_counter=lambda: len(calls))
+    monkeypatch.setattr(train, "time", clock)
+    # three calls, so three seconds, in each of six iterations of 2 S = 16 images
+    monkeypatch.setattr(train, "cross_entropy", lambda *x: calls.append(x) or cross_entropy(*x))
+    run(sets, tmp_path, monkeypatch)
+    said = re.findall(r"[\d,]+ images/s, \S+ left", capsys.readouterr().out)
+    assert said == ["5 images/s, 0:00:09 left", "5 images/s, 0:00:00 left"]
 
 
 def test_theta_has_every_angle_and_is_drawn_anew_in_each_iteration(sets, tmp_path, monkeypatch):
