@@ -14,6 +14,7 @@ import torch
 from conftest import finish, start, tiny_flags, write_lists
 from PIL import Image
 
+import data
 import evaluate
 import train
 from model import Model
@@ -205,6 +206,16 @@ def test_workers_that_are_not_forked_load_the_same_bits(undisturbed, tiny_root, 
     process = start("train.py", flags, tmp_path, setup=spawn)
     assert finish(process, tmp_path)[0] == 0
     assert_same_bits(undisturbed[2][0], tmp_path / "run")
+
+
+@pytest.mark.parametrize("method, workers_from", [("fork", None), ("spawn", "forkserver")])
+def test_workers_come_from_a_fork_server_where_they_are_not_forked(
+    tiny_root, monkeypatch, method, workers_from
+):
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
+    monkeypatch.setattr(multiprocessing, "set_forkserver_preload", lambda modules: None)
+    context = data.loader(data.load("tiny", tiny_root, 32)["val"], 2).multiprocessing_context
+    assert (context and context.get_start_method()) == workers_from
 
 
 def test_ctrl_c_prints_the_command_that_continues(tiny_root, tmp_path):
