@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from data import InputError, LongTailed, shots
 from evaluate import class_accuracy, predict, report, shot_accuracy, write_test
@@ -105,6 +106,20 @@ def test_predictions_equal_one_image_at_a_time(images):
     assert clear.mean() > 0.98 and len(set(predictions)) == 4
     assert (predictions == one_by_one.argmax(1).numpy())[clear].all()
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_process_predicts_with_the_statistics_of_the_first(images, monkeypatch, world):
+    first, mine = trained_model(images), trained_model(images)
+    for buffer in mine.buffers():  # mine saw other images
+        buffer.mul_(3)
+    sent = iter([buffer.clone() for buffer in first.buffers()])
+    monkeypatch.setattr(dist, "broadcast", lambda buffer, source: buffer.copy_(next(sent)))
+    monkeypatch.setattr(dist, "all_reduce", lambda predictions: None)
+    dataset = LongTailed(images, np.arange(301) % 4)
+    _, features = predict(mine, dataset, rank=1, world=world)
+    _, expected = predict(first, dataset)
+    torch.testing.assert_close(features, expected[1::world], rtol=1e-4, atol=1e-4)
 
 
 def test_logits_that_tie_in_bfloat16_are_told_apart(images):
