@@ -195,9 +195,8 @@ def build(args, C, M, device, source=None, checkpoint=None):
         precision=args.precision,
     )
     if source:
-        phi = {
-            k.removeprefix("phi."): w for k, w in source["model"].items() if k.startswith("phi.")
-        }
+        weights = source["model"].items()
+        phi = {k.removeprefix("phi."): w for k, w in weights if k.startswith("phi.")}
         model.phi.load_state_dict(phi)
     model.to(device)
 
@@ -269,13 +268,14 @@ class Losses:
 def record_row(epoch, m, losses, lambdas, world):
     """A row of record.csv: the epoch's mean losses, overall and by class (Fig. 2). NaN for a task
     with weight 0 and for a class that was never drawn."""
-    row = {"epoch": epoch + 1, "iteration": m, "L_Final": 0.0}
+    row = {"epoch": epoch + 1, "iteration": m, "L_Final": 0.0} | dict.fromkeys(losses, math.nan)
     for (name, task), weight in zip(losses.items(), lambdas, strict=True):
         if world > 1:
             dist.all_reduce(task.loss)
             dist.all_reduce(task.images)
-        row[name] = (task.loss.sum() / task.images.sum()).item() if weight else math.nan
-        row["L_Final"] += weight * row[name] if weight else 0.0
+        if weight:
+            row[name] = (task.loss.sum() / task.images.sum()).item()
+            row["L_Final"] += weight * row[name]
     for name in "l_CBS", "l_RRS":
         row |= {f"{name}_{y}": loss for y, loss in enumerate(losses[name].by_label())}
     return row

@@ -150,10 +150,8 @@ class Run:
                 sys.exit(f"{last} was trained on another dataset; choose another --out")
         return (self.folder / "test.csv").exists()
 
-    def finish(self, checksums, gpu):
+    def finish(self, gpu):
         """Train, or continue, on the GPU of that number ("": on the CPU)."""
-        if self.is_finished(checksums):
-            return
         command = [sys.executable, str(ROOT / "train.py"), *self.where]
         if (self.folder / "last.pt").exists():
             command += ["--resume", str(self.folder)]
@@ -203,30 +201,29 @@ def gpus():
 
 def train_all(args, runs, checksums):
     """Finish all runs, --jobs at a time. A row that starts from another waits for it."""
-    for run in runs:  # before anything is trained
-        run.is_finished(checksums)
+    missing = [run for run in runs if not run.is_finished(checksums)]
     free = queue.Queue()
     for _, gpu in zip(range(args.jobs), itertools.cycle(gpus()), strict=False):
         free.put(gpu)
     started = {}
 
     def finish(run):
-        if run.source:
+        if run.source and run.source.folder in started:
             started[run.source.folder].result()
         gpu = free.get()
         try:
-            run.finish(checksums, gpu)
+            run.finish(gpu)
         finally:
             free.put(gpu)
         return run
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        for run in runs:
+        for run in missing:
             started[run.folder] = pool.submit(finish, run)
         try:
             for n, future in enumerate(as_completed(started.values()), 1):
                 run = future.result()
-                print(f"{n} of {len(runs)} runs done: {run.folder.name}", file=sys.stderr)
+                print(f"{n} of {len(missing)} runs done: {run.folder.name}", file=sys.stderr)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
