@@ -334,7 +334,7 @@ def figures(args, runs):
     if first.keys() >= COLOURS.keys():
         draw("dilemma.svg", (9, 4.3), dilemma, shortest, what)
     if len(lengths) > 1:
-        draw("length.svg", (9, 4.2), length, runs, lengths, what)
+        draw("length.svg", (9, 3.2), length, runs, lengths, what)
     if first.keys() >= {"RRS-Only", "CBS-Only", "CBS+RRS"}:
         exports = {row: export(run) for row, run in first.items() if row in COLOURS}
         what += f", seed {seed}"
@@ -374,7 +374,6 @@ def length(figure, runs, lengths, what):
     N_c = np.array(evaluate.load_checkpoint(runs[0].folder / "last.pt")["N_c"])
     draws = N_c.sum() / (len(N_c) * N_c.max())  # of an image of the largest class by CBS, an epoch
     paper = np.array([62500 / (365 * 4980), 115846 / (1000 * 1280)]) * 90  # Places-LT, ImageNet-LT
-    figure.suptitle(f"Accuracy and the length of training; {what}", size=12)
     for axis, shot in zip(figure.subplots(1, 2), ("Overall", "Low"), strict=True):
         axis.axvspan(*paper / draws, color="0.9", label="the paper's datasets (if 90 epochs)")
         for row, colour in COLOURS.items():
@@ -385,7 +384,7 @@ def length(figure, runs, lengths, what):
             mean = [np.mean(x) for x in points.values()]
             error = [deviation(x) for x in points.values()]
             axis.errorbar([*points], mean, error, fmt="o-", color=colour, capsize=3, label=row)
-        axis.set(xscale="log", xlabel="epochs", ylabel=f"accuracy (%), {shot.lower()}")
+        axis.set(xscale="log", xlabel=f"epochs; {what}", ylabel=f"accuracy (%), {shot.lower()}")
         axis.set_xticks(lengths, lengths)
         axis.minorticks_off()
         top = axis.secondary_xaxis("top", functions=(lambda x: x * draws, lambda x: x / draws))
