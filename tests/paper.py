@@ -298,7 +298,7 @@ COLOURS = {  # Okabe and Ito's, which colour-blind readers can tell apart
 OFFSETS = {  # of the names beside the points of dilemma.svg
     "RRS-Only": ((0, -10), "center", "top"),
     "CBS-Only": ((10, 8), "left", "bottom"),
-    "CBS+RRS": ((-10, 0), "right", "center"),
+    "CBS+RRS": ((-16, 0), "right", "center"),
     "CBS+RRS+SS": ((0, 12), "center", "bottom"),
 }
 NAMES = {
