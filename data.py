@@ -233,7 +233,7 @@ def glyphs_lt(split):
 
 def render_glyphs(labels, seed):
     """Pictures of the characters `labels`, uint8 [N, 3, 32, 32]: each turned, sheared, scaled and
-    shifted at random, in two random colours, one dark and one light, with a faint disc and noise.
+    shifted at random, in a dark colour on a light one, with a faint disc and noise.
     """
     font = ImageFont.load_default(60)
     glyphs = []
@@ -241,7 +241,7 @@ def render_glyphs(labels, seed):
         glyphs.append(Image.new("L", (96, 96)))
         ImageDraw.Draw(glyphs[-1]).text((48, 48), glyph, fill=255, font=font, anchor="mm")
     distort = v2.RandomAffine(
-        20, translate=(0.12, 0.12), scale=(0.8, 1.25), shear=17, interpolation=Image.BILINEAR
+        10, translate=(0.12, 0.12), scale=(0.65, 1.35), shear=17, interpolation=Image.BILINEAR
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -249,15 +249,13 @@ def render_glyphs(labels, seed):
         ink = torch.stack(ink) / 255  # [N, 1, 32, 32]
         N = len(labels)
         dark, light = 100 * torch.rand(N, 3, 1, 1), 155 + 100 * torch.rand(N, 3, 1, 1)
-        inverted = torch.rand(N, 1, 1, 1) < 0.5
-        paper, tint = torch.where(inverted, dark, light), torch.where(inverted, light, dark)
         x, y = 32 * torch.rand(2, N, 1, 1, 1)
         radius = 4 + 6 * torch.rand(N, 1, 1, 1)
         shade = 100 * torch.rand(N, 1, 1, 1) - 50
         column = torch.arange(32)
         disc = (column - x) ** 2 + (column[:, None] - y) ** 2 < radius**2  # faint clutter
         noise = 8 * torch.randn(N, 1, 32, 32)
-        return (paper + ink * (tint - paper) + shade * disc + noise).clamp_(0, 255).to(torch.uint8)
+        return (light + ink * (dark - light) + shade * disc + noise).clamp_(0, 255).to(torch.uint8)
 
 
 def cifar_lt(name, root):
